@@ -1,0 +1,40 @@
+"""The independent side of the exact tests: plain Python over dictionaries of prefixes.
+
+Imports nothing from qlearn. A prefix is a tuple (prompt, token, token, ...); `edges` maps a prefix
+and an action to a number; a response is a prefix that ends in EOS or has `horizon` tokens.
+"""
+
+import itertools
+import math
+
+
+def responses(n_actions: int, horizon: int, eos: int, prompt: int = 0) -> list[tuple[int, ...]]:
+    """Every complete response, by filtering the full product of tokens."""
+    complete = []
+    for length in range(1, horizon + 1):
+        for tokens in itertools.product(range(n_actions), repeat=length):
+            ended = tokens[-1] == eos
+            if eos not in tokens[:-1] and (ended or length == horizon):
+                complete.append((prompt, *tokens))
+    return complete
+
+
+def steps(response: tuple[int, ...], start: int = 1) -> list[tuple[tuple[int, ...], int]]:
+    """The (state, action) pairs of a response from token number `start` on."""
+    return [(response[:i], response[i]) for i in range(start, len(response))]
+
+
+def total(edges: dict, response: tuple[int, ...], start: int = 1) -> float:
+    return math.fsum(edges[step] for step in steps(response, start))
+
+
+def log_sum_exp(values: list[float]) -> float:
+    top = max(values)
+    return top + math.log(math.fsum(math.exp(v - top) for v in values))
+
+
+def soft_value(prefix, complete, reward, log_ref, beta) -> float:
+    """β log E_ref exp(R/β) over the responses that begin with `prefix`."""
+    n = len(prefix)
+    terms = [total(log_ref, y, n) + total(reward, y, n) / beta for y in complete if y[:n] == prefix]
+    return beta * log_sum_exp(terms)

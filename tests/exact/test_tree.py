@@ -1,0 +1,64 @@
+"""The tree against the list of responses that the oracle filters from all token strings."""
+
+import pytest
+import torch
+
+from qlearn.exact.tree import TERMINAL, Tree
+
+from . import oracle
+from .worlds import as_dict, problem
+
+
+@pytest.mark.parametrize(("n_actions", "horizon", "eos"), [(4, 4, 0), (3, 5, 2), (2, 1, 1)])
+def test_claim_leaves_are_all_responses(n_actions, horizon, eos):
+    """Every string that ends in EOS or at the horizon is a leaf once, and nothing else is."""
+    tree = Tree.full(n_actions, horizon, eos=eos, n_prompts=2)
+    expected = [y for p in range(2) for y in oracle.responses(n_actions, horizon, eos, p)]
+    assert sorted(tree.leaves()) == sorted(expected)
+    assert tree.n_edges == tree.n_states * n_actions
+
+
+def test_claim_edges_are_states_plus_leaves_minus_one():
+    """One edge leads to each state but the prompt and to each leaf."""
+    tree = Tree.full(4, 4)
+    assert tree.n_edges == tree.n_states + len(tree.leaves()) - 1
+
+
+def test_eq_01_path_sums_are_returns():
+    """Σ_t r(s_t, a_t) of each response, in the order of `leaves`, against plain addition."""
+    tree, reward, _ = problem(5, n_prompts=2)
+    r = as_dict(tree, reward)
+    sums = tree.path_sums(reward).tolist()
+    for y, x in zip(tree.leaves(), sums, strict=True):
+        assert x == pytest.approx(oracle.total(r, y), abs=1e-12)
+
+
+def test_claim_one_token_vocabulary_of_eos_stops_at_once():
+    assert Tree.full(1, 5).horizon == 1
+
+
+def test_claim_split_inverts_concatenation():
+    tree, reward, _ = problem(1)
+    flat = torch.cat([x.flatten() for x in reward])
+    assert all(torch.equal(a, b) for a, b in zip(tree.split(flat), reward, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("child", "sentence"),
+    [
+        (([[0, TERMINAL]],), "points outside level 1"),
+        (([[-3]],), "points outside"),
+        (([[-2, -2]],), "without any action"),
+    ],
+)
+def test_claim_broken_tables_are_refused(child, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        Tree(tuple(torch.tensor(table) for table in child))
+
+
+@pytest.mark.parametrize("bad", [dict(n_actions=0, horizon=1), dict(n_actions=2, horizon=0)])
+def test_claim_empty_trees_are_refused(bad):
+    with pytest.raises(ValueError, match="at least 1"):
+        Tree.full(**bad)
+    with pytest.raises(ValueError, match="eos must be one of"):
+        Tree.full(3, 2, eos=3)

@@ -1,0 +1,34 @@
+"""Random problems, held both as level tables (for qlearn) and as dictionaries (for the oracle)."""
+
+import torch
+
+from qlearn.exact.tree import Tree
+
+BETAS = (0.05, 0.1, 0.5, 1.0, 5.0)
+SEEDS = range(50)
+N_ACTIONS, HORIZON, EOS = 4, 4, 0
+
+
+def random_field(tree, seed, scale=1.0):
+    generator = torch.Generator().manual_seed(seed)
+    draws = (torch.randn(c.shape, generator=generator, dtype=torch.float64) for c in tree.child)
+    return tuple(scale * x for x in draws)
+
+
+def random_policy(tree, seed):
+    return tuple(x.log_softmax(-1) for x in random_field(tree, 7_000 + seed))
+
+
+def problem(seed, n_prompts=1):
+    """(tree, reward, log_ref) with three tokens and EOS, four tokens deep."""
+    tree = Tree.full(N_ACTIONS, HORIZON, eos=EOS, n_prompts=n_prompts)
+    return tree, random_field(tree, seed), random_policy(tree, seed)
+
+
+def as_dict(tree, field):
+    """The same edge field as {(prefix, action): number}."""
+    table = {}
+    for prefixes, x in zip(tree.prefixes(), field, strict=True):
+        for prefix, row in zip(prefixes, x.tolist(), strict=True):
+            table.update({(prefix, a): number for a, number in enumerate(row)})
+    return table

@@ -1,0 +1,147 @@
+"""The DPO loss: both derivations, its population optimum, its gradient on a tree (D1 to D3)."""
+
+import math
+
+import pytest
+import torch
+
+from qlearn import losses
+from qlearn.exact import soft
+from qlearn.exact.preferences import population_loss
+
+from .exact import oracle
+from .exact.worlds import BETAS, EOS, HORIZON, N_ACTIONS, SEEDS, as_dict, problem, random_field
+
+COMPLETE = oracle.responses(N_ACTIONS, HORIZON, EOS)
+
+
+def leaf_logp(tree, logits):
+    """log π(y) of every response from the tables of logits: (L,)."""
+    return tree.path_sums(tuple(x.log_softmax(-1) for x in logits))
+
+
+@pytest.mark.parametrize("beta", BETAS)
+def test_eq_04_and_eq_09_are_one_loss(beta):
+    """D1: the bandit loss and the token loss agree in value and in gradient.
+
+    The bandit side multiplies probabilities of whole responses, the token side adds the log-ratios
+    of tokens (Eq. 8); each is differentiated by autograd with respect to all logits.
+    """
+    steepest = 0.0
+    for seed in SEEDS:
+        tree, _, log_ref = problem(seed)
+        flat = torch.cat([x.flatten() for x in random_field(tree, 50 + seed)]).requires_grad_()
+        leaves = tree.leaves()
+        win, lose = leaves[(7 * seed) % len(leaves)], leaves[(7 * seed + 5) % len(leaves)]
+        logits, ref = tree.split(flat), as_dict(tree, log_ref)
+        index = {p: (t, s) for t, ps in enumerate(tree.prefixes()) for s, p in enumerate(ps)}
+
+        def table(prefix, logits=logits, index=index):
+            t, s = index[prefix]
+            return logits[t][s]
+
+        def bandit(y):
+            p = torch.ones((), dtype=torch.float64)
+            for s, a in oracle.steps(y):
+                p = p * torch.softmax(table(s), 0)[a]
+            return p
+
+        ratio = [bandit(y) / math.exp(oracle.total(ref, y)) for y in (win, lose)]
+        by_bandit = torch.log1p((ratio[1] / ratio[0]) ** beta)
+        by_token = losses.dpo(
+            *(sum(table(s).log_softmax(0)[a] for s, a in oracle.steps(y)) for y in (win, lose)),
+            *(torch.tensor(oracle.total(ref, y), dtype=torch.float64) for y in (win, lose)),
+            beta,
+        ).loss
+        assert abs(by_bandit - by_token) < 1e-12
+        one, two = (
+            torch.autograd.grad(x, flat, retain_graph=True)[0] for x in (by_bandit, by_token)
+        )
+        assert (one - two).abs().max() < 1e-12
+        steepest = max(steepest, one.abs().max().item())
+    assert steepest > beta / 4  # the comparison was not one of zeros
+
+
+def fit_population_dpo(tree, returns, log_ref, beta, seed):
+    """Minimises the exact DPO loss by L-BFGS from random logits; returns log π(y): (L,)."""
+    ref = tree.path_sums(log_ref)
+    flat = torch.cat([x.flatten() for x in random_field(tree, seed)]).requires_grad_()
+    optimiser = torch.optim.LBFGS(
+        [flat],
+        max_iter=5000,
+        max_eval=20_000,
+        history_size=100,
+        tolerance_grad=1e-9,
+        tolerance_change=1e-18,
+        line_search_fn="strong_wolfe",
+    )
+
+    def closure():
+        optimiser.zero_grad()
+        implied = soft.implicit_reward(leaf_logp(tree, tree.split(flat)), ref, beta)
+        loss = population_loss(implied, returns) / beta**2  # curvature of order 1 at every β
+        loss.backward()
+        return loss
+
+    optimiser.step(closure)
+    return leaf_logp(tree, tree.split(flat.detach()))
+
+
+@pytest.mark.parametrize("beta", BETAS)
+def test_claim_population_dpo_recovers_the_optimal_policy(beta):
+    """D2: L-BFGS on the exact loss over all pairs, from random logits: KL(π* ‖ π) < 1e-8."""
+    for seed in SEEDS:
+        tree, reward, log_ref = problem(seed)
+        returns = tree.path_sums(reward)
+        logp = fit_population_dpo(tree, returns, log_ref, beta, seed=400 + seed)
+        best = (tree.path_sums(log_ref) + returns / beta).log_softmax(0)
+        assert (best.exp() * (best - logp)).sum() < 1e-8
+
+
+def test_claim_gradient_is_zero_before_the_fork():
+    """D3: 0 on the shared prefix, e_w − e_l at the fork, then ±(e_a − π), times βσ(−margin)."""
+    beta = 0.3
+    for seed in SEEDS:
+        tree, _, log_ref = problem(seed)
+        flat = torch.cat([x.flatten() for x in random_field(tree, 80 + seed)]).requires_grad_()
+        ref = as_dict(tree, log_ref)
+        win, lose = (0, 1, 2, 3, 1), (0, 1, 3, 1, 2)  # one shared token, then they part
+        leaves = tree.leaves()
+        sums = leaf_logp(tree, tree.split(flat))
+        pair = [sums[leaves.index(y)] for y in (win, lose)]
+        ref_pair = [torch.tensor(oracle.total(ref, y), dtype=torch.float64) for y in (win, lose)]
+        out = losses.dpo(*pair, *ref_pair, beta)
+        gradient = tree.split(torch.autograd.grad(out.loss, flat)[0])
+        margin = (out.chosen_reward - out.rejected_reward).item()
+        g = beta / (1 + math.exp(margin))
+        probabilities = [x.softmax(-1) for x in tree.split(flat.detach())]
+        rows = {
+            p: (gradient[t][s], probabilities[t][s])
+            for t, ps in enumerate(tree.prefixes())
+            for s, p in enumerate(ps)
+        }
+        assert rows[(0,)][0].abs().max() < 1e-14
+        fork = torch.zeros(N_ACTIONS, dtype=torch.float64)
+        fork[2], fork[3] = -g, g
+        assert (rows[0, 1][0] - fork).abs().max() < 1e-12
+        for y, sign in ((win, -1.0), (lose, 1.0)):
+            for s, a in oracle.steps(y, start=3):
+                slope, p = rows[s]
+                expected = -p.clone()
+                expected[a] += 1
+                assert (slope - sign * g * expected).abs().max() < 1e-12
+
+
+def test_claim_loss_starts_at_ln_2_whatever_beta():
+    """Policy and reference alike: loss ln 2, rewards 0."""
+    same = torch.tensor([-3.0, -40.0])
+    out = losses.dpo(same, same * 2, same, same * 2, beta=0.7)
+    assert torch.allclose(out.loss, torch.tensor(2.0).log().expand(2))
+    assert not out.chosen_reward.any() and not out.rejected_reward.any()
+
+
+def test_claim_nll_is_a_token_mean():
+    """Rows of unequal length weigh by their tokens, and padding weighs nothing."""
+    logp = torch.tensor([[-1.0, -2.0, -3.0], [-5.0, 99.0, 99.0]])
+    mask = torch.tensor([[1, 1, 1], [1, 0, 0]])
+    assert losses.nll(logp, mask).item() == pytest.approx(11 / 4)
