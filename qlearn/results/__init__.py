@@ -17,13 +17,12 @@ def quote(reference: str) -> str:
     name, _, rest = reference.partition(":")
     key, _, style = rest.partition(":")
     try:
-        return format(_lookup(load(name), key.split(".")), style)
-    except LookupError:
+        value = _lookup(load(name), key.split("."))
+    except (LookupError, TypeError):
         raise ValueError(f"qlearn/results/{name}.json has no key {key!r}.") from None
-    except TypeError:
-        raise ValueError(
-            f"The value at {key!r} in qlearn/results/{name}.json is not one number or word."
-        ) from None
+    if not isinstance(value, (int, float, str)):
+        raise ValueError(f"{key!r} in qlearn/results/{name}.json is not one number or word.")
+    return format(value, style)
 
 
 def _lookup(value, keys):

@@ -1,0 +1,9 @@
+"""Lets the kernels that nbval starts, in book/, import a qlearn that nobody has installed."""
+
+import os
+from pathlib import Path
+
+_inherited = os.environ.get("PYTHONPATH")
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    [str(Path(__file__).parent), *([_inherited] if _inherited else [])]
+)

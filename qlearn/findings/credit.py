@@ -1,0 +1,67 @@
+"""Which token earns the credit: the soft advantage that a policy implies, token by token.
+
+For a policy trained by DPO from its reference, β log π/π_ref estimates the soft advantage
+Q̃* − V* of each token (Eq. 10), and its running sum the change of the soft value since the prompt.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from scipy.stats import pearsonr, spearmanr
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from qlearn.exact.soft import implicit_reward
+from qlearn.lm.logprobs import Row, collate, completion_logps
+
+
+class Credit(NamedTuple):
+    """What a policy and its reference say about one response, a number a token: each (T,).
+
+    logp and ref_logp in nats; advantage = β (logp − ref_logp), in units of reward; value is its
+    running sum, the soft value after the token less that of the prompt; surprisal = −ref_logp.
+    """
+
+    logp: Tensor
+    ref_logp: Tensor
+    advantage: Tensor
+    value: Tensor
+    surprisal: Tensor
+
+
+def token_credit(
+    policy: PreTrainedModel, reference: PreTrainedModel, rows: Sequence[Row], beta: float,
+    batch_size: int = 64,
+) -> list[Credit]:  # fmt: skip
+    """The credit of every token of each row (prompt ids, completion ids).
+
+    Source: Eqs 10 and 11; `eq-implicit-reward` in the book.
+    """
+    credits = []
+    for start in range(0, len(rows), batch_size):
+        batch = collate(rows[start : start + batch_size], policy.device)
+        with torch.no_grad():
+            logp, ref_logp = (completion_logps(m, batch)[0].cpu() for m in (policy, reference))
+        for length, p, ref in zip(batch.completion_lengths.tolist(), logp, ref_logp, strict=True):
+            p, ref = p[:length], ref[:length]
+            advantage = implicit_reward(p, ref, beta)
+            credits.append(Credit(p, ref, advantage, advantage.cumsum(0), -ref))
+    return credits
+
+
+def agreement(credits: Sequence[Credit], truths: Sequence[list[dict]]) -> dict[str, float]:
+    """How well credit recovers a world's exact soft advantage (`SlotWorld.explain`).
+
+    spearman over tokens that state a fact, pearson over all tokens.
+    """
+    found = torch.cat([credit.advantage for credit in credits]).numpy()
+    tokens = [token for truth in truths for token in truth]
+    exact = torch.tensor([token["advantage"] for token in tokens]).numpy()
+    facts = [token["kind"] in ("right", "slip", "habit") for token in tokens]
+    return {
+        "spearman_facts": float(spearmanr(found[facts], exact[facts]).statistic),
+        "pearson_all": float(pearsonr(found, exact).statistic),
+        "facts": sum(facts),
+        "tokens": len(tokens),
+    }

@@ -1,0 +1,1 @@
+"""First floor: a causal language model as a policy over tokens."""

@@ -1,0 +1,201 @@
+"""Models and tokenizers: tiny Pythias from a config, any hub id, any local directory.
+
+  "tiny"               2 layers of width 64 with random weights, for laptops
+  "random:pythia-14m"  ... "random:pythia-2.8b": Pythia's shapes with random weights
+  anything else        a local directory or a hub id, read by `AutoModelForCausalLM`
+
+Weights are float32 whatever a checkpoint holds (Pythia's are float16): small DPO steps vanish in
+half precision. Every dropout is off: with dropout on, the loss at step 0 is not ln 2.
+"""
+
+import os
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+
+from qlearn.errors import InputError
+from qlearn.lm.worlds import EOS, MARKS, PAD, VARIANTS, SlotWorld
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Layers, width, heads, vocabulary (None: the tokenizer's) and context of a GPT-NeoX."""
+
+    layers: int
+    width: int
+    heads: int
+    vocabulary: int | None = 50_304  # Pythia's tables; its tokenizer fills 50,277 rows
+    context: int = 2048
+    init: float = 0.02  # standard deviation of the random weights
+
+
+SHAPES = {
+    # At width 64 the usual 0.02 starts so small that learning to copy takes twice as long.
+    "tiny": Shape(2, 64, 4, vocabulary=None, context=256, init=0.1),
+    "pythia-14m": Shape(6, 128, 4),
+    "pythia-31m": Shape(6, 256, 8),
+    "pythia-70m": Shape(6, 512, 8),
+    "pythia-160m": Shape(12, 768, 12),
+    "pythia-410m": Shape(24, 1024, 16),
+    "pythia-1b": Shape(16, 2048, 8),
+    "pythia-1.4b": Shape(24, 2048, 16),
+    "pythia-2.8b": Shape(32, 2560, 32),
+}
+
+
+def config_of(shape: Shape, tokenizer: PreTrainedTokenizerBase) -> GPTNeoXConfig:
+    """Pythia's architecture at a shape: rotary on a quarter, parallel residual, untied tables."""
+    return GPTNeoXConfig(
+        vocab_size=shape.vocabulary or len(tokenizer),
+        hidden_size=shape.width,
+        intermediate_size=4 * shape.width,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        max_position_embeddings=shape.context,
+        initializer_range=shape.init,
+        rotary_pct=0.25,
+        use_parallel_residual=True,
+        tie_word_embeddings=False,
+        attention_dropout=0.0,
+        hidden_dropout=0.0,
+        bos_token_id=tokenizer.eos_token_id,  # GPTNeoXConfig's own default is 2, a real word
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+
+
+def load_model(name: str, tokenizer: PreTrainedTokenizerBase, seed: int = 0) -> PreTrainedModel:
+    """The model called `name`, float32, in eval mode, without dropout.
+
+    Raises: InputError for an unknown shape, an unreachable hub, a directory without a model, a
+    vocabulary smaller than the tokenizer's, or a model whose head does more than one linear map.
+    """
+    if name == "tiny" or name.startswith("random:"):
+        model = _random_model(name.removeprefix("random:"), tokenizer, seed)
+    else:
+        model = _from_pretrained(AutoModelForCausalLM, name, "model", dtype=torch.float32)
+    rows = model.get_output_embeddings().weight.shape[0]
+    if rows < len(tokenizer):
+        raise InputError(
+            f"The model {name} has {rows} rows for tokens but the tokenizer has {len(tokenizer)} "
+            "tokens; pass the tokenizer that belongs to the model with --tokenizer."
+        )
+    for module in model.modules():
+        # some layers hold their rate as a plain number (GPT-NeoX: attention_dropout)
+        for attribute, value in vars(module).items():
+            if "dropout" in attribute and isinstance(value, float):
+                setattr(module, attribute, 0.0)
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    _check_head(model, name)
+    return model.eval()
+
+
+def _random_model(shape: str, tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
+    if shape not in SHAPES:
+        raise InputError(f"There is no shape {shape!r}; choose one of {', '.join(SHAPES)}.")
+    if tokenizer.eos_token_id is None or tokenizer.pad_token_id is None:
+        raise InputError("The tokenizer needs an end-of-text token and a padding token.")
+    config = config_of(SHAPES[shape], tokenizer)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return GPTNeoXForCausalLM(config)
+
+
+def _check_head(model: PreTrainedModel, name: str) -> None:
+    """`logprobs` applies the head itself, so logits must be head(hidden) and nothing else."""
+    ids = torch.arange(4)[None]
+    with torch.no_grad():
+        hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+        direct = model.get_output_embeddings()(hidden)
+        if not torch.allclose(model(ids, use_cache=False).logits, direct, atol=1e-4):
+            raise InputError(
+                f"The model {name} changes its logits after the output head (a cap or a scale), "
+                "which qlearn does not support; use a model with a plain linear head."
+            )
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """The tokenizer called `name`: "slots" (the embedded world's), a directory, or a hub id.
+
+    A directory may hold nothing but `tokenizer.json`. The padding token is never the end of text.
+
+    Raises: InputError for an unreachable hub or a directory without a tokenizer.
+    """
+    if name == "slots":
+        return slots_tokenizer()
+    lone = os.path.join(name, "tokenizer.json")
+    if os.path.isfile(lone) and not os.path.isfile(os.path.join(name, "tokenizer_config.json")):
+        tokenizer = PreTrainedTokenizerFast(tokenizer_file=lone, eos_token=EOS, bos_token=EOS)
+    else:
+        tokenizer = _from_pretrained(AutoTokenizer, name, "tokenizer")
+    if tokenizer.eos_token_id is None:
+        raise InputError(f"The tokenizer {name} has no end-of-text token, so no response can end.")
+    if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
+        # Pythia's tokenizer has a padding token that its configuration does not name. Elsewhere
+        # padding is never read (masks come from lengths), so any id but the end of text will do.
+        has_pad = tokenizer.convert_tokens_to_ids(PAD) not in (None, tokenizer.unk_token_id)
+        other = tokenizer.convert_ids_to_tokens(int(tokenizer.eos_token_id == 0))
+        tokenizer.pad_token = PAD if has_pad else other
+    return tokenizer
+
+
+def slots_tokenizer() -> PreTrainedTokenizerFast:
+    """One token a word and a punctuation mark of the slot-summary world."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    words = SlotWorld.vocabulary()
+    inner = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token=PAD))
+    inner.pre_tokenizer = pre_tokenizers.Whitespace()
+    # Each token but the first is given a leading space, which marks lose again.
+    unspaced = [decoders.Replace(f" {mark}", mark) for mark in MARKS]
+    inner.decoder = decoders.Sequence([decoders.WordPiece(cleanup=False), *unspaced])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner, eos_token=EOS, bos_token=EOS, pad_token=PAD, unk_token=PAD
+    )
+
+
+def default_tokenizer(model: str, data: str) -> str:
+    """The tokenizer meant when none is named: the world's for the world, else the model's own."""
+    if model == "tiny" or model.startswith("random:"):
+        if data in VARIANTS:
+            return "slots"
+        raise InputError(f"The model {model} has no tokenizer of its own; pass --tokenizer.")
+    return model
+
+
+def check_same_vocabulary(policy: PreTrainedModel, reference: PreTrainedModel) -> None:
+    """Raises InputError unless both models have one row for each of the same tokens."""
+    rows = [m.get_output_embeddings().weight.shape[0] for m in (policy, reference)]
+    if rows[0] != rows[1]:
+        raise InputError(
+            f"The policy has {rows[0]} tokens and the reference {rows[1]}: log-ratios need two "
+            "models of one vocabulary, so pass the reference that the policy was trained from."
+        )
+
+
+def _from_pretrained(loader, name: str, what: str, **options):
+    try:
+        return loader.from_pretrained(name, **options)
+    except (OSError, ValueError) as error:
+        if os.path.isdir(name):
+            raise InputError(f"The directory {name} holds no {what} that transformers can read: "
+                             f"{_first_line(error)}") from error  # fmt: skip
+        raise InputError(
+            f"Could not read the {what} {name!r} as a directory or from the hub; without a network "
+            f"pass the path of a local directory instead ({_first_line(error)})"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__

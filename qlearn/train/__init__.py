@@ -1,0 +1,1 @@
+"""Second floor: one readable loop a method over one small engine."""

@@ -1,0 +1,229 @@
+"""Direct preference optimisation: the policy becomes the soft Q-function of the preferences.
+
+Each pair is one logistic regression on the difference of implied returns,
+−log σ(β Σ_t log π/π_ref (chosen) − β Σ_t log π/π_ref (rejected)): Eqs 4 and 9 of the paper,
+`eq-dpo-loss` in the book. The reference is frozen, so its two sums a pair are computed once.
+"""
+
+import copy
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from scipy.stats import binomtest
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from qlearn import losses
+from qlearn.errors import InputError, RunStopped
+from qlearn.lm.data import PREFERENCE_COLUMNS, Example, as_pairs, read_rows
+from qlearn.lm.logprobs import collate, completion_logps, sum_logps
+from qlearn.lm.models import check_same_vocabulary, default_tokenizer, load_model, load_tokenizer
+from qlearn.lm.worlds import VARIANTS, SlotWorld, draw_pairs
+from qlearn.train import engine
+from qlearn.train.engine import Log, TrainingConfig, Updates, option
+
+
+@dataclass(frozen=True, kw_only=True)
+class DPOConfig(TrainingConfig):
+    """Settings of `qlearn dpo`."""
+
+    beta: float = option(0.1, "the weight of the KL penalty, in units of reward")
+    reference: str | None = option(None, "the frozen reference; default: the model before training")
+    shuffle_labels: bool = option(
+        False, "a control: swap chosen and rejected by a fair coin, so nothing true can be learned"
+    )
+    learning_rate: float = option(1e-6, "AdamW's learning rate after warm-up")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not (math.isfinite(self.beta) and self.beta > 0):
+            raise InputError(f"beta must be positive and finite, not {self.beta}.")
+
+
+def reference_sums(reference: PreTrainedModel, pairs: Sequence[Example], config) -> Tensor:
+    """log π_ref of both completions of each pair: (len(pairs), 2), chosen first, on the CPU."""
+    dtype = engine.choose_dtype(config.dtype, reference.device)
+    with engine.precision(reference.device, dtype):
+        size = 2 * config.per_device_train_batch_size
+        return torch.stack([sum_logps(reference, as_pairs(pairs, k), size) for k in (0, 1)], dim=1)
+
+
+def pair_loss(
+    model: PreTrainedModel, pairs: Sequence[Example], ref_sums: Tensor, beta: float
+) -> tuple[losses.DPO, Tensor, Tensor]:
+    """The DPO loss of each pair, and log π of chosen and rejected, each (B,)."""
+    batch = collate(as_pairs(pairs, 0) + as_pairs(pairs, 1), model.device)
+    chosen, rejected = completion_logps(model, batch)[0].sum(dim=1).chunk(2)
+    ref_chosen, ref_rejected = ref_sums.to(model.device).unbind(dim=1)
+    return losses.dpo(chosen, rejected, ref_chosen, ref_rejected, beta), chosen, rejected
+
+
+def train(
+    model: PreTrainedModel,
+    pairs: Sequence[Example],
+    ref_sums: Tensor,
+    config: DPOConfig,
+    path: str | None = None,
+    starts_at_reference: bool = False,
+) -> list[dict]:
+    """Trains `model` in place on pairs whose reference sums are known; returns the logged metrics.
+
+    Raises: RunStopped where the model is said to start at the reference and the first loss is not
+    ln 2 (dropout, another dtype, stale reference sums), or after three steps that are not finite.
+    """
+    dtype = engine.choose_dtype(config.dtype, model.device)
+    n_steps, n_tokens = engine.n_updates(len(pairs), config), 0
+    with Log("dpo", n_steps, config.logging_steps, path, unit="pairs") as log:
+        updates = Updates(model, config, n_steps, log)
+        for parts in engine.plan(len(pairs), config):
+            rows = [pairs[i].row for part in parts for i in part]
+            loss, seen = torch.zeros((), device=model.device), []
+            for part in parts:
+                with engine.precision(model.device, dtype):
+                    out, chosen, rejected = pair_loss(
+                        model, [pairs[i] for i in part], ref_sums[part], config.beta
+                    )
+                if starts_at_reference and log.step == 0:
+                    check_step_0(out, dtype)
+                # The mean is over the pairs of the whole update, however it is split.
+                mean = out.loss.sum() / len(rows)
+                mean.backward()
+                loss += mean.detach()
+                seen.append((out, chosen.detach(), rejected.detach()))
+            done = updates.step(loss, rows)
+            n_tokens += sum(_tokens(pairs[i]) for part in parts for i in part)
+            log.update(done and done | pair_metrics(seen), len(rows), num_tokens=n_tokens)
+    return log.history
+
+
+def check_step_0(out: losses.DPO, dtype: torch.dtype) -> None:
+    """Where policy and reference are the same weights the loss is ln 2 and every reward 0."""
+    slack = 1e-3 if dtype == torch.float32 else 0.1
+    reward = torch.stack([out.chosen_reward, out.rejected_reward]).abs().max().item()
+    if abs(out.loss.mean().item() - math.log(2)) > slack / 10 or reward > slack:
+        raise RunStopped(
+            f"Stopped at step 0: policy and reference are the same weights, yet the loss is "
+            f"{out.loss.mean().item():.6f}, not ln 2, and a reward is {reward:.2g}, not 0; the two "
+            "log-probabilities are not computed alike (dropout, dtype or stale reference sums)."
+        )
+
+
+def pair_metrics(seen: list) -> dict[str, float]:
+    """TRL's names for what a batch of pairs shows. A tie is not a win: at step 0 accuracy is 0."""
+    outs, chosen, rejected = zip(*seen, strict=True)
+    good = torch.cat([out.chosen_reward for out in outs])
+    bad = torch.cat([out.rejected_reward for out in outs])
+    columns = {
+        "rewards/chosen": good,
+        "rewards/rejected": bad,
+        "rewards/margins": good - bad,
+        "rewards/accuracies": (good > bad).float(),
+        "rewards/ties": (good == bad).float(),
+        "logps/chosen": torch.cat(chosen),
+        "logps/rejected": torch.cat(rejected),
+    }
+    # one transfer from the device for all
+    means = torch.stack([x.mean() for x in columns.values()]).tolist()
+    return dict(zip(columns, means, strict=True))
+
+
+def evaluate(
+    model: PreTrainedModel, pairs: Sequence[Example], ref_sums: Tensor, config: DPOConfig
+) -> dict:
+    """Loss, TRL's reward metrics and the accuracy's 95 % Wilson interval on held-out pairs."""
+    sums = reference_sums(model, pairs, config)
+    out = losses.dpo(sums[:, 0], sums[:, 1], ref_sums[:, 0], ref_sums[:, 1], config.beta)
+    metrics = pair_metrics([(out, sums[:, 0], sums[:, 1])])
+    wins = round(metrics["rewards/accuracies"] * len(pairs))
+    interval = binomtest(wins, len(pairs)).proportion_ci(method="wilson")
+    result = {f"eval_{key}": value for key, value in metrics.items()}
+    return result | {
+        "eval_loss": out.loss.mean().item(),
+        "eval_rewards/accuracies_95": [float(interval.low), float(interval.high)],
+        "eval_pairs": len(pairs),
+    }
+
+
+def run(config: DPOConfig) -> dict:
+    """`qlearn dpo`: reads, trains, evaluates before and after, saves; returns the summary."""
+    device = engine.choose_device(config.device)
+    engine.open_output(config)
+    tokenizer = load_tokenizer(config.tokenizer or default_tokenizer(config.model, config.data))
+    model = load_model(config.model, tokenizer, config.seed).to(device)
+    if config.reference:
+        reference = load_model(config.reference, tokenizer, config.seed).to(device)
+        check_same_vocabulary(model, reference)
+    else:
+        reference = copy.deepcopy(model)
+    max_length = engine.context_length(model, config)
+    pairs, held_out = load_pairs(config, reference, tokenizer, max_length)
+    ref_sums = reference_sums(reference, pairs, config)
+    ref_held_out = reference_sums(reference, held_out, config)
+    before = evaluate(model, held_out, ref_held_out, config)
+    print(f"before: {_sentence(before)}")
+    history = train(
+        model, pairs, ref_sums, config, f"{config.output_dir}/metrics.jsonl",
+        starts_at_reference=same_weights(model, reference),
+    )  # fmt: skip
+    after = evaluate(model, held_out, ref_held_out, config)
+    print(f"after:  {_sentence(after)}")
+    summary = {"before": before, "after": after, "first_logged": history[0]}
+    engine.save(model, tokenizer, config.output_dir, summary)
+    return summary
+
+
+def load_pairs(config: DPOConfig, reference, tokenizer, max_length: int):
+    """(training pairs, held-out pairs). In the embedded world the reference writes both lines."""
+    if config.data in VARIANTS:
+        world, seed = SlotWorld(config.data), f"dpo {config.seed}"
+        drawn = draw_pairs(world, reference, tokenizer, config.world_rows, seed)
+        rows = list(enumerate(drawn, start=1))
+    else:
+        rows = read_rows(config.data, PREFERENCE_COLUMNS)
+    if config.eval_data:
+        held_out = read_rows(config.eval_data, PREFERENCE_COLUMNS)
+    else:
+        rows, held_out = engine.split_rows(rows, config.eval_fraction, config.seed)
+    if config.shuffle_labels:
+        rows = shuffled(rows, config.seed)
+    sources = ((rows, config.data), (held_out, config.eval_data or f"{config.data} (held out)"))
+    both = [
+        engine.usable(part, PREFERENCE_COLUMNS, tokenizer, config, max_length, name)
+        for part, name in sources
+    ]
+    if not both[1]:
+        raise InputError("No pair is held out; pass --eval-data or a larger --eval-fraction.")
+    return both
+
+
+def shuffled(rows: Sequence[tuple[int, dict]], seed: int) -> list[tuple[int, dict]]:
+    """The same rows with chosen and rejected swapped by a fair coin."""
+    rng = random.Random(f"shuffled {seed}")
+    swap = {"chosen": "rejected", "rejected": "chosen"}
+    return [
+        (n, {swap.get(k, k): v for k, v in row.items()} if rng.random() < 0.5 else row)
+        for n, row in rows
+    ]
+
+
+def same_weights(a: PreTrainedModel, b: PreTrainedModel) -> bool:
+    """Whether two models have exactly the same parameters."""
+    one, two = a.state_dict(), b.state_dict()
+    return one.keys() == two.keys() and all(torch.equal(one[k], two[k]) for k in one)
+
+
+def _tokens(pair: Example) -> int:
+    return sum(len(pair.prompt) + len(ids) for ids in pair.completions)
+
+
+def _sentence(metrics: dict) -> str:
+    low, high = metrics["eval_rewards/accuracies_95"]
+    accuracy = metrics["eval_rewards/accuracies"]
+    return (
+        f"loss {metrics['eval_loss']:.4f} (ln 2 = {math.log(2):.4f}), reward accuracy "
+        f"{accuracy:.3f} [{low:.3f}, {high:.3f}], margin {metrics['eval_rewards/margins']:.4f} "
+        f"on {metrics['eval_pairs']} held-out pairs"
+    )

@@ -1,0 +1,120 @@
+"""Rows in, examples and reasons out: every fault of a file and of a row."""
+
+import re
+
+import datasets
+import pytest
+
+from qlearn.errors import InputError
+from qlearn.lm.data import (
+    PREFERENCE_COLUMNS,
+    SFT_COLUMNS,
+    boundary_merges,
+    check_quarantine,
+    encode,
+    read_rows,
+)
+
+GOOD = {"prompt": "POST: I am a junior nurse. TL;DR:", "chosen": " Torn.", "rejected": " Happy."}
+
+
+def test_claim_jsonl_and_parquet_hold_the_same_rows(write_jsonl, preference_rows, tmp_path):
+    path = str(tmp_path / "rows.parquet")
+    datasets.Dataset.from_list(preference_rows).to_parquet(path)
+    from_jsonl = read_rows(write_jsonl("rows.jsonl", preference_rows), PREFERENCE_COLUMNS)
+    assert from_jsonl == read_rows(path, PREFERENCE_COLUMNS)
+    assert from_jsonl[0] == (1, preference_rows[0])
+
+
+@pytest.mark.parametrize(
+    ("lines", "sentence"),
+    [
+        ([GOOD, '{"prompt": '], r"bad\.jsonl, line 2: not valid JSON"),
+        ([], r"bad\.jsonl is empty"),
+        (["", "  "], r"bad\.jsonl is empty"),
+        ([{"prompt": "a", "winner": "b", "loser": "c"}],
+         r"bad\.jsonl has no column chosen, rejected; it has loser, prompt, winner"),
+        (["[1, 2]"], r"has no column prompt, chosen, rejected; it has none"),
+    ],
+)  # fmt: skip
+def test_claim_faults_of_a_file_are_named(write_jsonl, lines, sentence):
+    """Trap 5 too: a prompt is required, never guessed from what two completions share."""
+    with pytest.raises(InputError, match=sentence):
+        read_rows(write_jsonl("bad.jsonl", lines), PREFERENCE_COLUMNS)
+
+
+def test_claim_sources_that_are_not_there_are_named(tmp_path):
+    cases = {
+        str(tmp_path / "no.jsonl"): "There is no file",
+        str(tmp_path): "must be a .jsonl or .parquet file",
+        "nobody/nothing": "pass the path of a local",
+    }
+    for source, sentence in cases.items():
+        with pytest.raises(InputError, match=sentence):
+            read_rows(source, SFT_COLUMNS)
+    (tmp_path / "no.parquet").write_bytes(b"PAR1 nonsense")
+    with pytest.raises(InputError, match="not a readable parquet file"):
+        read_rows(str(tmp_path / "no.parquet"), SFT_COLUMNS)
+    (tmp_path / "latin.jsonl").write_bytes('{"prompt": "é"}'.encode("latin-1"))
+    with pytest.raises(InputError, match="not UTF-8"):
+        read_rows(str(tmp_path / "latin.jsonl"), SFT_COLUMNS)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"chosen": None}, "chosen is missing or None"),
+        ({"prompt": ""}, "prompt is empty"),
+        ({"rejected": " \n"}, "rejected is empty"),
+        ({"chosen": [{"role": "user", "content": "x"}]}, "chosen is a list, not text"),
+        ({"chosen": GOOD["rejected"]}, "chosen equals rejected"),
+        ({"chosen": GOOD["rejected"] + " "}, "become the same tokens"),
+        ({"prompt": "a <|endoftext|> b"}, r"prompt contains the special token <\|endoftext\|>"),
+        ({"prompt": "nurse " * 40}, "the prompt has 40 tokens, longer than the context of 32"),
+        ({"chosen": " nurse" * 30}, "prompt and chosen have .* tokens, longer than the 32"),
+    ],
+)
+def test_claim_faults_of_a_row_have_reasons(tokenizer, change, reason):
+    """Traps 3 and 4: nothing is cut, nothing dropped without its row number and reason."""
+    rows = [(1, GOOD), (2, GOOD | change), (3, GOOD)]
+    examples, faults = encode(rows, PREFERENCE_COLUMNS, tokenizer, max_length=32)
+    assert [example.row for example in examples] == [1, 3]
+    assert [fault.row for fault in faults] == [2]
+    assert re.search(reason, faults[0].reason), faults[0].reason
+
+
+def test_claim_completions_end_with_end_of_text(tokenizer):
+    """Trap 2: once, whatever the text ends with, so that the terminal value is 0."""
+    (example,), _ = encode([(1, GOOD)], PREFERENCE_COLUMNS, tokenizer, 64)
+    for ids in example.completions:
+        assert ids[-1] == tokenizer.eos_token_id and ids.count(tokenizer.eos_token_id) == 1
+    assert tokenizer.decode(example.completions[0][:-1]) == "Torn."
+
+
+def test_claim_boundary_merges_are_counted(write_jsonl):
+    """Trap 1: a completion without its leading space can fuse with the prompt's last token."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    vocab = {"<|endoftext|>": 0, "a": 1, "b": 2, "ab": 3, "Ġ": 4, "Ġb": 5}
+    inner = Tokenizer(models.BPE(vocab, [("a", "b"), ("Ġ", "b")]))
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe = PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<|endoftext|>")
+    fused = {"prompt": "a", "completion": "b"}
+    apart = {"prompt": "a", "completion": " b"}
+    assert boundary_merges([(7, fused), (8, apart)], SFT_COLUMNS, bpe) == [7]
+    (first, second), _ = encode([(7, fused), (8, apart)], SFT_COLUMNS, bpe, 8)
+    assert first.completions[0] == [2, 0] and second.completions[0] == [5, 0]
+
+
+def test_claim_too_many_faults_end_the_run(tokenizer):
+    rows = [(n, GOOD if n > 2 else GOOD | {"chosen": None}) for n in range(1, 101)]
+    _, faults = encode(rows, PREFERENCE_COLUMNS, tokenizer, 64)
+    check_quarantine(faults, len(rows), allowed=0.02, source="f.jsonl")
+    with pytest.raises(InputError, match=r"f.jsonl: 2 of 100 rows .* row 1: chosen is missing"):
+        check_quarantine(faults, len(rows), allowed=0.01, source="f.jsonl")
+
+
+def test_claim_all_rows_bad_still_gives_reasons(tokenizer):
+    examples, faults = encode([(1, {}), (2, 3)], PREFERENCE_COLUMNS, tokenizer, 64)
+    assert not examples and "the row is a int" in faults[1].reason

@@ -1,0 +1,162 @@
+"""What must agree across the repository: contents, licences, citations, addresses, notebooks."""
+
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+from pybtex.database import parse_file
+
+from qlearn.results import quote
+
+ROOT = Path(__file__).resolve().parents[1]
+BOOK = ROOT / "book"
+PAGES = sorted(BOOK.glob("*.md"))
+NOTEBOOKS = sorted(BOOK.glob("*.ipynb"))
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+CITATION = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+RESIDUE = re.compile(r"^:::|^[`~]{3,}\{|\{[a-z][\w:-]*\}`|^\([\w:-]+\)=|\)=$", re.M)
+NOT_IN_THE_REFERENCE = {"qlearn.cli"}
+
+
+def sources():
+    """Every text file that people write; what is built, installed or exported is not."""
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.splitlines()
+    return [path for name in listed if (path := ROOT / name).is_file() and path.suffix != ".ipynb"]
+
+
+def test_both_tables_of_contents_are_one():
+    assert (ROOT / "_toc.yml").read_bytes() == (BOOK / "_toc.yml").read_bytes()
+
+
+def test_every_page_is_in_the_contents():
+    toc = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
+    listed = [entry["file"] for part in toc["parts"] for entry in part["chapters"]]
+    assert sorted([toc["root"], *listed]) == [page.stem for page in PAGES]
+
+
+@pytest.mark.parametrize("place", ["LICENSE", "README.md", "_config.yml", "book/intro.md"])
+def test_text_is_cc_by_and_code_is_mit_in(place):
+    text = (ROOT / place).read_text(encoding="utf-8")
+    assert "CC BY 4.0" in text and "MIT" in text
+    assert set(re.findall(r"\b(?:Apache|GPL|BSD|CC BY-(?:SA|NC|ND))\b", text)) == set()
+
+
+def test_metadata_names_the_same_licences():
+    assert PROJECT["license"] == "MIT"  # the wheel holds code alone
+    assert CITATION["license"] == ["MIT", "CC-BY-4.0"]
+    license_text = (ROOT / "LICENSE").read_text(encoding="utf-8")
+    assert all(f"SPDX-License-Identifier: {name}" in license_text for name in CITATION["license"])
+
+
+def test_citation_file_is_complete_and_agrees_with_the_package():
+    assert CITATION["cff-version"] == "1.2.0"
+    assert {"message", "title", "authors", "version", "license", "references"} <= set(CITATION)
+    assert CITATION["version"] == PROJECT["version"]
+    assert [author["name"] for author in CITATION["authors"]] == [
+        author["name"] for author in PROJECT["authors"]
+    ]
+
+
+def test_changelog_has_the_version():
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert re.search(rf"^## \[{re.escape(PROJECT['version'])}\]", changelog, re.M)
+
+
+def test_bibliography_holds_what_is_cited_and_nothing_else():
+    cited = {
+        key.strip()
+        for page in PAGES
+        for keys in re.findall(r"\{cite(?::\w+)?\}`([^`]+)`", page.read_text(encoding="utf-8"))
+        for key in keys.split(",")
+    }
+    assert cited == set(parse_file(BOOK / "references.bib").entries)
+
+
+def test_repository_address_stands_in_pyproject_alone():
+    address = PROJECT["urls"]["Repository"].removeprefix("https://").encode()
+    holding = [
+        path.relative_to(ROOT).as_posix() for path in sources() if address in path.read_bytes()
+    ]
+    assert holding == ["pyproject.toml"]
+
+
+def test_reference_lists_every_public_module():
+    files = [path.relative_to(ROOT).with_suffix("") for path in (ROOT / "qlearn").rglob("*.py")]
+    modules = {".".join(path.parts) for path in files if not path.name.startswith("_")}
+    listed = re.findall(r"automodule:: (\S+)", (BOOK / "api.md").read_text(encoding="utf-8"))
+    assert len(listed) == len(set(listed))
+    assert modules - NOT_IN_THE_REFERENCE <= set(listed)
+
+
+def test_notebooks_are_what_their_sources_say():
+    """A second process, with other hashes, must write the same bytes."""
+    check = subprocess.run(
+        [sys.executable, "tools/export_notebooks.py", "--check"],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONHASHSEED": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert check.returncode == 0, check.stderr
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook_is_valid_bare_and_asserts(path):
+    notebook = nbformat.read(path, as_version=nbformat.NO_CONVERT)
+    nbformat.validate(notebook)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert (notebook.nbformat, notebook.nbformat_minor) == (4, 5)
+    assert not any(cell.outputs or cell.execution_count for cell in code)
+    assert any(re.search(r"^\s*assert ", cell.source, re.M) for cell in code)
+    assert len({cell.id for cell in notebook.cells}) == len(notebook.cells)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook_holds_no_myst(path):
+    notebook = nbformat.read(path, as_version=nbformat.NO_CONVERT)
+    prose = [cell.source for cell in notebook.cells if cell.cell_type == "markdown"]
+    assert [RESIDUE.findall(text) for text in prose if RESIDUE.search(text)] == []
+
+
+def test_notebooks_never_install_the_unowned_name():
+    """Nobody owns `qlearn` on the package index, so an install by name would be anybody's code."""
+    for path in [*NOTEBOOKS, *sources()]:
+        if path != Path(__file__).resolve():
+            assert not re.search(r"pip install (?:-\S+ )*qlearn\b", path.read_text("utf-8")), path
+
+
+@pytest.mark.parametrize(
+    ("reference", "reason"),
+    [
+        ("nowhere:a", "no results file nowhere.json"),
+        ("sample:b.a:.2f", "no key 'b.a'"),
+        ("sample:a.b:.2f", "no key 'a.b'"),
+        ("sample:runs:.2f", "not one number"),
+    ],
+)
+def test_quote_says_what_is_missing(reference, reason, sample_results):
+    with pytest.raises(ValueError, match=reason):
+        quote(reference)
+
+
+def test_quote_formats_the_value_at_the_key(sample_results):
+    assert quote("sample:a:.2f") == "0.87"
+    assert quote("sample:runs.1.steps:,d") == "12,000"
+
+
+@pytest.fixture
+def sample_results(tmp_path, monkeypatch):
+    (tmp_path / "sample.json").write_text('{"a": 0.8731, "runs": [{}, {"steps": 12000}]}')
+    monkeypatch.setattr("qlearn.results.files", lambda package: tmp_path)
