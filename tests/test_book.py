@@ -21,7 +21,7 @@ NOTEBOOKS = sorted(BOOK.glob("*.ipynb"))
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 CITATION = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
 RESIDUE = re.compile(r"^:::|^[`~]{3,}\{|\{[a-z][\w:-]*\}`|^\([\w:-]+\)=|\)=$", re.M)
-NOT_IN_THE_REFERENCE = {"qlearn.cli"}
+NOT_IN_THE_REFERENCE = ("qlearn.cli", "qlearn.solutions.")  # documented by --help, by chapters
 
 
 def sources():
@@ -97,7 +97,8 @@ def test_reference_lists_every_public_module():
     modules = {".".join(path.parts) for path in files if not path.name.startswith("_")}
     listed = re.findall(r"automodule:: (\S+)", (BOOK / "api.md").read_text(encoding="utf-8"))
     assert len(listed) == len(set(listed))
-    assert modules - NOT_IN_THE_REFERENCE <= set(listed)
+    missing = {name for name in modules - set(listed) if not name.startswith(NOT_IN_THE_REFERENCE)}
+    assert missing == set()
 
 
 def test_notebooks_are_what_their_sources_say():

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import shutil
 import sys
 import tomllib
@@ -32,7 +33,9 @@ def library_hash() -> str:
 
 
 def assets_hash() -> str:
-    return tree_hash(path for path in ROOT.glob("book/assets/**/*") if path.is_file())
+    folders = ("assets", "_templates")
+    files = [path for folder in folders for path in ROOT.glob(f"book/{folder}/**/*")]
+    return tree_hash(path for path in files if path.is_file())
 
 
 def make_importable() -> None:
@@ -47,7 +50,7 @@ def configure(app, config) -> None:
     config.nb_execution_cache_path = str(
         Path(app.outdir).parent / f".jupyter_cache-{library_hash()}"
     )
-    # Sphinx copies no style sheet where no page changed, unless a setting of the site did.
+    # Where no page changed, Sphinx writes no style sheet either, unless a setting did.
     config.qlearn_assets = assets_hash()
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     config.html_theme_options.update(
@@ -88,10 +91,16 @@ class ResultRole(SphinxRole):
             return [self.inliner.problematic(self.rawtext, self.rawtext, message)], [message]
 
 
+def keep_bars(app, what, name, obj, options, lines) -> None:
+    """In docstrings π(a|s) is a formula, where reStructuredText would open a substitution."""
+    lines[:] = [re.sub(r"(`[^`]*`)|\|", lambda found: found[1] or r"\|", line) for line in lines]
+
+
 def setup(app) -> dict:
     make_importable()
     app.add_config_value("qlearn_assets", "", "html")
     app.add_role("result", ResultRole())
     app.connect("config-inited", configure)
     app.connect("builder-inited", copy_mathjax)
+    app.connect("autodoc-process-docstring", keep_bars)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
