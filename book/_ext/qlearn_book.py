@@ -16,6 +16,7 @@ from sphinx.util.docutils import SphinxRole
 
 ROOT = Path(__file__).resolve().parents[2]
 SALTING_PACKAGES = ("numpy", "torch", "transformers", "matplotlib")
+BAR = re.compile(r"(`[^`]*`)|\|")
 MATHJAX_PACKAGE = "sphinx-mathjax-offline"
 
 
@@ -91,9 +92,18 @@ class ResultRole(SphinxRole):
             return [self.inliner.problematic(self.rawtext, self.rawtext, message)], [message]
 
 
-def keep_bars(app, what, name, obj, options, lines) -> None:
-    """In docstrings π(a|s) is a formula, where reStructuredText would open a substitution."""
-    lines[:] = [re.sub(r"(`[^`]*`)|\|", lambda found: found[1] or r"\|", line) for line in lines]
+def plain_docstring(app, what, name, obj, options, lines) -> None:
+    """Our docstrings are plain text: indented formulas keep their layout, π(a|s) its bar."""
+    shown, literal = [], False
+    for line in lines if not lines[0].startswith("Alias for field number") else []:
+        indented = line.startswith(" ") and not (shown and shown[-1].lstrip().startswith("- "))
+        if indented and not literal:
+            shown += ["", ".. code-block:: text", ""]
+        elif line and literal and not indented:
+            shown.append("")
+        literal = indented or (literal and not line)
+        shown.append(line if literal else BAR.sub(lambda found: found[1] or r"\|", line))
+    lines[:] = shown
 
 
 def setup(app) -> dict:
@@ -102,5 +112,5 @@ def setup(app) -> dict:
     app.add_role("result", ResultRole())
     app.connect("config-inited", configure)
     app.connect("builder-inited", copy_mathjax)
-    app.connect("autodoc-process-docstring", keep_bars)
+    app.connect("autodoc-process-docstring", plain_docstring)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
