@@ -6,13 +6,23 @@ token, so a trained policy can be compared with the truth, on responses it has n
 
 import random
 import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from statistics import fmean
+
+from scipy.stats import sem, t
 
 from qlearn import recipes
-from qlearn.findings.credit import agreement, token_credit
+from qlearn.exact.soft import expected_return
+from qlearn.findings.credit import Credit, agreement, token_credit
+from qlearn.findings.likelihood import log_ratio_and_kl
 from qlearn.lm.data import SFT_COLUMNS, as_pairs, encode
+from qlearn.lm.decode import sample
 from qlearn.lm.logprobs import Row
 from qlearn.lm.models import load_model, load_tokenizer
-from qlearn.lm.worlds import Post, SlotWorld, as_text
+from qlearn.lm.worlds import LONGEST, Post, SlotWorld, as_text, as_words
 from qlearn.train import dpo, sft
 from qlearn.train.dpo import DPOConfig
 from qlearn.train.sft import SFTConfig
@@ -34,30 +44,119 @@ def held_out(
 
 
 def measure(world: SlotWorld, policy, reference, tokenizer, beta: float, n: int, seed: int) -> dict:
-    """`agreement` on held-out responses, and KL(writers ‖ reference) a response in nats."""
+    """`agreement` on held-out responses, by kind of token, and KL(writers ‖ reference) in nats."""
     _, rows, truths = held_out(world, tokenizer, beta, n, seed)
     credits = token_credit(policy, reference, rows, beta)
     gaps = [
         sum(token["logp_ref"] for token in truth) - credit.ref_logp.sum().item()
         for truth, credit in zip(truths, credits, strict=True)
     ]
-    return agreement(credits, truths) | {"kl_writers_to_reference": sum(gaps) / len(gaps)}
+    return agreement(credits, truths) | {
+        "kl_writers_to_reference": sum(gaps) / len(gaps),
+        "by_kind": by_kind(credits, truths),
+    }
+
+
+def by_kind(credits: list[Credit], truths: list[list[dict]]) -> dict[str, dict[str, float]]:
+    """Mean advantage of each kind of token, as found and as it truly is."""
+    found = defaultdict(list)
+    for credit, truth in zip(credits, truths, strict=True):
+        for advantage, token in zip(credit.advantage.tolist(), truth, strict=True):
+            found[token["kind"]].append((advantage, token["advantage"]))
+    return {
+        kind: {"found": fmean(f for f, _ in x), "exact": fmean(e for _, e in x), "tokens": len(x)}
+        for kind, x in sorted(found.items())
+    }
+
+
+def rewards(world: SlotWorld, model, tokenizer, n: int, seed: int) -> dict[str, float]:
+    """Mean true reward of sampled and of greedy lines on `n` held-out posts, and their garbles."""
+    posts = world.posts(n, f"held out {seed}")
+    result = {}
+    for name, greedy in (("sampled", False), ("greedy", True)):
+        lines = sample(
+            model, tokenizer, [post.prompt for post in posts],
+            max_new_tokens=LONGEST + 4, seed=seed, greedy=greedy,
+        )  # fmt: skip
+        words = [as_words(line) for line in lines]
+        both = list(zip(posts, words, strict=True))
+        result[name] = fmean(world.reward(post, w) for post, w in both)
+        result[f"{name}_unreadable"] = fmean(world.parse(post, w) is None for post, w in both)
+    return result
+
+
+def mean_log_ratio(world: SlotWorld, policy, reference, tokenizer, n: int, seed: int) -> dict:
+    """N1: both estimates of Eq. 16 on `n` lines that the reference itself writes."""
+    prompts = [post.prompt for post in world.posts(n, f"own lines {seed}")]
+    lines = sample(reference, tokenizer, prompts, max_new_tokens=LONGEST + 4, seed=seed)
+    rows = [
+        (i, {"prompt": p, "completion": line})
+        for i, (p, line) in enumerate(zip(prompts, lines, strict=True), 1)
+    ]
+    examples, _ = encode(rows, SFT_COLUMNS, tokenizer, max_length=sys.maxsize)
+    ratio, kl = log_ratio_and_kl(policy, reference, as_pairs(examples))
+    error = (ratio - kl).std().item() / len(ratio) ** 0.5
+    return {
+        "mean_log_ratio": ratio.mean().item(),
+        "minus_kl": kl.mean().item(),
+        "standard_errors_apart": (ratio - kl).mean().item() / error,
+    }
 
 
 def run_seed(seed: int, folder: str, n: int = 1000) -> dict:
     """SFT, DPO and the label-shuffled control at one seed, as the recipes say, and `measure`."""
     world = SlotWorld()
     first = recipes.settings("tiny-sft", SFTConfig, output_dir=f"{folder}/sft", seed=seed)
-    trained = {"sft": sft.run(first)}
+    started = time.perf_counter()
+    sft.run(first)
+    found = {"sft_seconds": time.perf_counter() - started}
     tokenizer = load_tokenizer(first.output_dir)
     reference = load_model(first.output_dir, tokenizer)
+    found["reference_rewards"] = rewards(world, reference, tokenizer, n, seed)
     for name, shuffle in (("dpo", False), ("shuffled", True)):
         second = recipes.settings(
             "tiny-dpo", DPOConfig, model=first.output_dir, output_dir=f"{folder}/{name}",
             seed=seed, shuffle_labels=shuffle,
         )  # fmt: skip
+        started = time.perf_counter()
         summary = dpo.run(second)
+        found[name] = {"seconds": time.perf_counter() - started, **summary["after"]}
         policy = load_model(second.output_dir, tokenizer)
-        found = measure(world, policy, reference, tokenizer, second.beta, n, seed)
-        trained[name] = {"after": summary["after"], **found}
-    return trained
+        found[name] |= measure(world, policy, reference, tokenizer, second.beta, n, seed)
+        found[name] |= mean_log_ratio(world, policy, reference, tokenizer, n, seed)
+        found[name]["rewards"] = rewards(world, policy, tokenizer, n, seed)
+    return found
+
+
+def run(seeds: Sequence[int]) -> dict:
+    """The results file `tiny_dpo`: every seed, and means with 95 % t-intervals over seeds."""
+    per_seed = []
+    for seed in seeds:
+        with tempfile.TemporaryDirectory() as folder:
+            per_seed.append(run_seed(seed, folder))
+    world, beta = SlotWorld(), recipes.settings("tiny-dpo", DPOConfig, model="", output_dir="").beta
+    exact = {
+        "beta": beta,
+        "value": world.solve(beta).value[0].item(),
+        "writers_reward": expected_return(
+            world.graph[0], world.log_ref, world.field(lambda edge: edge.reward, 0.0)
+        ).item(),
+        "optimal_reward": expected_return(
+            world.graph[0], world.solve(beta).logp, world.field(lambda edge: edge.reward, 0.0)
+        ).item(),
+    }
+    return {"seeds": list(seeds), "exact": exact, "mean": summarise(per_seed), "per_seed": per_seed}
+
+
+def summarise(per_seed: list[dict]) -> dict:
+    """The same nested keys with {mean, low, high, least, most} over seeds in place of numbers."""
+    summary = {}
+    for key, first in per_seed[0].items():
+        values = [found[key] for found in per_seed]
+        if isinstance(first, dict):
+            summary[key] = summarise(values)
+        elif isinstance(first, int | float):
+            low, high = t.interval(0.95, len(values) - 1, fmean(values), max(sem(values), 1e-12))
+            summary[key] = {"mean": fmean(values), "low": float(low), "high": float(high),
+                            "least": min(values), "most": max(values)}  # fmt: skip
+    return summary

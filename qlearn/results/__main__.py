@@ -1,0 +1,40 @@
+"""`make results`: measures again the numbers that the book quotes, one JSON file a measurement.
+
+python -m qlearn.results               all of them
+python -m qlearn.results tiny_dpo      one of them
+"""
+
+import argparse
+import importlib
+import json
+import os
+from pathlib import Path
+
+# file: (module with `run(seeds)`, seeds); about 12 minutes on two cores
+MEASUREMENTS = {"tiny_dpo": ("qlearn.findings.slot_world", range(5))}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", choices=[*MEASUREMENTS, []], metavar="NAME")
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    for name in parser.parse_args().names or MEASUREMENTS:
+        module, seeds = MEASUREMENTS[name]
+        found = importlib.import_module(module).run(list(seeds))
+        found = {"command": f"python -m qlearn.results {name}", **found}
+        path = Path(__file__).parent / f"{name}.json"
+        path.write_text(json.dumps(rounded(found), indent=1) + "\n", encoding="utf-8")
+        print(f"wrote {path}")
+
+
+def rounded(value):
+    """Five significant digits: more would be noise in the diff."""
+    if isinstance(value, dict):
+        return {key: rounded(x) for key, x in value.items()}
+    if isinstance(value, list):
+        return [rounded(x) for x in value]
+    return float(f"{value:.5g}") if isinstance(value, float) else value
+
+
+if __name__ == "__main__":
+    main()
