@@ -7,3 +7,4 @@ _inherited = os.environ.get("PYTHONPATH")
 os.environ["PYTHONPATH"] = os.pathsep.join(
     [str(Path(__file__).parent), *([_inherited] if _inherited else [])]
 )
+os.environ["TQDM_DISABLE"] = "1"

@@ -29,7 +29,8 @@ def tree_hash(paths, *facts: str) -> str:
 
 def library_hash() -> str:
     """Changes whenever a chapter's outputs could: library source, results, numeric packages."""
-    sources = [*ROOT.glob("qlearn/**/*.py"), *ROOT.glob("qlearn/results/*.json")]
+    kinds = ("**/*.py", "results/*.json", "recipes/*.yaml")
+    sources = [path for kind in kinds for path in (ROOT / "qlearn").glob(kind)]
     return tree_hash(sources, *(f"{name}=={version(name)}" for name in SALTING_PACKAGES))
 
 
@@ -44,6 +45,7 @@ def make_importable() -> None:
     sys.path.insert(0, str(ROOT))
     inherited = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *([inherited] if inherited else [])])
+    os.environ["TQDM_DISABLE"] = "1"  # a page has no use for progress bars; Colab shows them
 
 
 def configure(app, config) -> None:
