@@ -87,10 +87,13 @@ def fit_population_dpo(tree, returns, log_ref, beta, seed):
     return leaf_logp(tree, tree.split(flat.detach()))
 
 
-@pytest.mark.parametrize("beta", BETAS)
-def test_claim_population_dpo_recovers_the_optimal_policy(beta):
-    """D2: L-BFGS on the exact loss over all pairs, from random logits: KL(π* ‖ π) < 1e-8."""
-    for seed in SEEDS:
+@pytest.mark.parametrize(("k", "beta"), enumerate(BETAS))
+def test_claim_population_dpo_recovers_the_optimal_policy(k, beta):
+    """D2: L-BFGS on the exact loss over all pairs, from random logits: KL(π* ‖ π) < 1e-8.
+
+    50 random problems, ten at each β: a fit takes a quarter of a second.
+    """
+    for seed in SEEDS[k :: len(BETAS)]:
         tree, reward, log_ref = problem(seed)
         returns = tree.path_sums(reward)
         logp = fit_population_dpo(tree, returns, log_ref, beta, seed=400 + seed)
