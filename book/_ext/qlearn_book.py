@@ -46,6 +46,7 @@ def make_importable() -> None:
     inherited = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *([inherited] if inherited else [])])
     os.environ["TQDM_DISABLE"] = "1"  # a page has no use for progress bars; Colab shows them
+    os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"  # nor for tqdm's missing widgets
 
 
 def configure(app, config) -> None:

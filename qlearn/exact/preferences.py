@@ -22,7 +22,7 @@ def plackett_luce_logp(scores: Tensor) -> Tensor:
 
     With K = 2 it is Bradley-Terry.
 
-    Source: Theorem 1 (Plackett-Luce); `eq-plackett-luce` in the book.
+    Source: the rankings of Theorem 1.
     """
     remaining = torch.logcumsumexp(scores.flip(-1), dim=-1).flip(-1)
     return (scores - remaining).sum(dim=-1)

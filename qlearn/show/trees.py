@@ -50,6 +50,8 @@ def draw_tree(
                 continue
             for a in range(tree.child[t].shape[1]):
                 end = (*prefix, a)
+                if end not in places:
+                    continue  # this state does not have the action
                 on_path = path is None or tuple(path[: t + 1]) == end[1:]
                 _edge(
                     ax, places[prefix], places[end], tokens[a],
