@@ -12,18 +12,18 @@ matplotlib.use("Agg")
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from qlearn.lm.worlds import SlotWorld, as_words  # noqa: E402
+from qlearn.findings.slot_world import puzzle  # noqa: E402
+from qlearn.lm.worlds import SlotWorld  # noqa: E402
 from qlearn.show.lines import draw_line  # noqa: E402
 
-LINE = " Excited: novice nurse near Delhi fears a 54k contract, verdict wanted Monday!"
 SURPRISE = "how surprising each word is"
 CREDIT = "how much each word is to blame: the soft advantage (54k and Monday are false)"
 
 
 def main():
     world = SlotWorld()
-    words = as_words(LINE)
-    truth = world.explain(world.posts(61, "puzzle")[60], words, beta=0.5)[:-1]  # without the end
+    post, words = puzzle(world)
+    truth = world.explain(post, words, beta=0.5)[:-1]  # without the end
     panels = {
         SURPRISE: [-token["logp_ref"] for token in truth],
         CREDIT: [token["advantage"] for token in truth],

@@ -7,7 +7,6 @@ token, so a trained policy can be compared with the truth, on responses it has n
 import random
 import sys
 import tempfile
-import time
 from collections import defaultdict
 from collections.abc import Sequence
 from statistics import fmean
@@ -103,28 +102,42 @@ def mean_log_ratio(world: SlotWorld, policy, reference, tokenizer, n: int, seed:
     }
 
 
+def puzzle(world: SlotWorld) -> tuple[Post, list[str]]:
+    """The post and the line that open chapter 09: its salary and its day are false."""
+    line = " Excited: novice nurse near Delhi fears a 54k contract, verdict wanted Monday!"
+    return world.posts(61, "puzzle")[60], as_words(line)
+
+
+def puzzle_credit(policy, reference, tokenizer, beta: float) -> dict[str, float]:
+    """The credit of the puzzle's two false words, and the lowest of all its other words."""
+    post, words = puzzle(SlotWorld())
+    row = (1, {"prompt": post.prompt, "completion": as_text(words)})
+    (example,), _ = encode([row], SFT_COLUMNS, tokenizer, max_length=sys.maxsize)
+    (credit,) = token_credit(policy, reference, as_pairs([example]), beta)
+    by_word = dict(zip(words, credit.advantage.tolist(), strict=True))
+    false = {word: by_word.pop(word) for word in ("54k", "Monday")}
+    return false | {"others_lowest": min(by_word.values())}
+
+
 def run_seed(seed: int, folder: str, n: int = 1000) -> dict:
     """SFT, DPO and the label-shuffled control at one seed, as the recipes say, and `measure`."""
     world = SlotWorld()
     first = recipes.settings("tiny-sft", SFTConfig, output_dir=f"{folder}/sft", seed=seed)
-    started = time.perf_counter()
     sft.run(first)
-    found = {"sft_seconds": time.perf_counter() - started}
     tokenizer = load_tokenizer(first.output_dir)
     reference = load_model(first.output_dir, tokenizer)
-    found["reference_rewards"] = rewards(world, reference, tokenizer, n, seed)
+    found = {"reference_rewards": rewards(world, reference, tokenizer, n, seed)}
     for name, shuffle in (("dpo", False), ("shuffled", True)):
         second = recipes.settings(
             "tiny-dpo", DPOConfig, model=first.output_dir, output_dir=f"{folder}/{name}",
             seed=seed, shuffle_labels=shuffle,
         )  # fmt: skip
-        started = time.perf_counter()
-        summary = dpo.run(second)
-        found[name] = {"seconds": time.perf_counter() - started, **summary["after"]}
+        found[name] = dict(dpo.run(second)["after"])
         policy = load_model(second.output_dir, tokenizer)
         found[name] |= measure(world, policy, reference, tokenizer, second.beta, n, seed)
         found[name] |= mean_log_ratio(world, policy, reference, tokenizer, n, seed)
         found[name]["rewards"] = rewards(world, policy, tokenizer, n, seed)
+        found[name]["puzzle"] = puzzle_credit(policy, reference, tokenizer, second.beta)
     return found
 
 
