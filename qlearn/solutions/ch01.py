@@ -5,6 +5,7 @@ from torch import Tensor
 
 from qlearn.exact import preferences
 from qlearn.exact.tree import TERMINAL, Levels, Tree
+from qlearn.solutions import require_function, require_levels
 
 
 def solution_1(n_words: int, horizon: int) -> tuple[int, int, int]:
@@ -15,7 +16,7 @@ def solution_1(n_words: int, horizon: int) -> tuple[int, int, int]:
 
 
 def check_1(answer) -> None:
-    _ask_for_a_function(answer)
+    require_function(answer)
     for n_words, horizon in ((2, 3), (1, 5), (3, 4), (4, 1)):
         tree = Tree.full(n_actions=n_words + 1, horizon=horizon, eos=0)
         truth = tree.n_states, tree.n_edges, len(tree.leaves())
@@ -41,10 +42,10 @@ def solution_2(tree: Tree, reward: Levels) -> Levels:
 
 
 def check_2(answer) -> None:
-    _ask_for_a_function(answer)
+    require_function(answer)
     for seed in range(3):
         tree, reward = _problem(seed)
-        got = _levels(answer(tree, reward), tree)
+        got = require_levels(answer(tree, reward), tree)
         for table, r in zip(tree.child, got, strict=True):
             assert not r[table != TERMINAL].any(), "A token that does not end the answer earns 0."
         difference = tree.path_sums(got) - tree.path_sums(reward)
@@ -62,7 +63,7 @@ def solution_3(chosen: Tensor, rejected: Tensor) -> Tensor:
 
 
 def check_3(answer) -> None:
-    _ask_for_a_function(answer)
+    require_function(answer)
     generator = torch.Generator().manual_seed(13)
     for long, short in ((1, 1), (5, 2), (3, 8), (4, 4)):
         chosen, rejected = (
@@ -86,25 +87,14 @@ def solution_4(tree: Tree, reward: Levels, word: int, pay: float) -> Levels:
 
 
 def check_4(answer) -> None:
-    _ask_for_a_function(answer)
+    require_function(answer)
     for seed, (word, pay) in enumerate(((1, -10.0), (2, 10.0), (2, 0.0))):
         tree, reward = _problem(seed)
         before = tree.path_sums(reward)
-        got = _levels(answer(tree, reward, word, pay), tree)
+        got = require_levels(answer(tree, reward, word, pay), tree)
         assert abs(got[0][0, word].item() - pay) < 1e-9, f"The first token {word} must earn {pay}."
         moved = tree.path_sums(got) - before
         assert moved.max() - moved.min() < 1e-9, "A judge could tell: some return moved alone."
-
-
-def _ask_for_a_function(answer) -> None:
-    assert callable(answer), "The answer should be a function, without its brackets."
-
-
-def _levels(field, tree: Tree) -> Levels:
-    assert isinstance(field, tuple | list), "Return one table a level, in a tuple."
-    shapes = [tuple(x.shape) for x in field]
-    assert shapes == [tuple(x.shape) for x in tree.child], "One number for each state and token."
-    return tuple(field)
 
 
 def _problem(seed: int) -> tuple[Tree, Levels]:

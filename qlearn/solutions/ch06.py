@@ -6,6 +6,7 @@ from torch import Tensor
 from qlearn import losses
 from qlearn.exact import soft
 from qlearn.exact.tree import Levels, Tree
+from qlearn.solutions import require_function, require_levels
 
 
 def solution_1(margin: float, beta: float, winner: int, loser: int, n_actions: int) -> Tensor:
@@ -18,7 +19,7 @@ def solution_1(margin: float, beta: float, winner: int, loser: int, n_actions: i
 
 
 def check_1(answer) -> None:
-    _ask_for_a_function(answer)
+    require_function(answer)
     generator = torch.Generator().manual_seed(61)
     for beta, winner, loser in ((0.1, 0, 3), (0.5, 2, 1), (2.0, 3, 0)):
         logits = torch.randn(4, generator=generator, dtype=torch.float64).requires_grad_()
@@ -47,11 +48,11 @@ def solution_2(tree: Tree, reward: Levels, log_ref: Levels, beta: float) -> Leve
 
 
 def check_2(answer) -> None:
-    _ask_for_a_function(answer)
+    require_function(answer)
     for seed in range(3):
         tree, reward, log_ref, beta = _problem(seed)
         logp = soft.soft_backup(tree, reward, log_ref, beta).logp
-        got = _levels(answer(tree, reward, log_ref, beta), tree)
+        got = require_levels(answer(tree, reward, log_ref, beta), tree)
         for t in range(tree.horizon):
             truth = soft.implicit_reward(logp[t], log_ref[t], beta)
             assert (got[t] - beta * logp[t]).abs().max() > 1e-9, (
@@ -66,11 +67,11 @@ def solution_3(logp: Levels, log_ref: Levels, beta: float) -> Levels:
 
 
 def check_3(answer) -> None:
-    _ask_for_a_function(answer)
+    require_function(answer)
     for seed in range(3):
         tree, logits, log_ref, beta = _problem(10 + seed)
         logp = tuple(x.log_softmax(-1) for x in logits)
-        reward = _levels(answer(logp, log_ref, beta), tree)
+        reward = require_levels(answer(logp, log_ref, beta), tree)
         best = soft.soft_backup(tree, reward, log_ref, beta).logp
         for got, asked in zip(best, logp, strict=True):
             assert (got - asked).abs().max() < 1e-9, "Another policy is optimal for that reward."
@@ -83,7 +84,7 @@ def solution_4(tree: Tree, reward: Levels, log_ref: Levels, beta: float) -> floa
 
 
 def check_4(answer) -> None:
-    _ask_for_a_function(answer)
+    require_function(answer)
     for seed in range(3):
         tree, reward, log_ref, beta = _problem(20 + seed, n_prompts=2)
         logp = soft.soft_backup(tree, reward, log_ref, beta).logp
@@ -95,17 +96,6 @@ def check_4(answer) -> None:
         assert isinstance(got, int | float | Tensor), "Return one number."
         assert abs(float(got) + truth) > 1e-9, "The sign: implied gap minus true gap."
         assert abs(float(got) - truth) < 1e-9, "What does each sum of log-ratios leave over?"
-
-
-def _ask_for_a_function(answer) -> None:
-    assert callable(answer), "The answer should be a function, without its brackets."
-
-
-def _levels(field, tree: Tree) -> Levels:
-    assert isinstance(field, tuple | list), "Return one table a level, in a tuple."
-    shapes = [tuple(x.shape) for x in field]
-    assert shapes == [tuple(x.shape) for x in tree.child], "One number for each state and token."
-    return tuple(field)
 
 
 def _problem(seed: int, n_prompts: int = 1) -> tuple[Tree, Levels, Levels, float]:

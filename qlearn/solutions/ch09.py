@@ -4,6 +4,8 @@ import math
 
 import torch
 
+from qlearn.solutions import require_function
+
 
 def solution_1(logp, ref_logp, beta):
     """Credit of each token and the running value after it."""
@@ -16,7 +18,7 @@ def solution_1(logp, ref_logp, beta):
 
 
 def check_1(answer):
-    assert callable(answer), "Pass the function itself: qlearn.check('09.1', credit)."
+    require_function(answer)
     logp, ref_logp, beta = [-0.5, -2.0, -1.0], [-1.0, -0.5, -1.0], 0.2
     got = answer(logp, ref_logp, beta)
     assert isinstance(got, tuple) and len(got) == 2, "Return two lists: credits, running values."
@@ -35,7 +37,7 @@ def solution_2(right, wrong, p_wrong, beta):
 
 
 def check_2(answer):
-    assert callable(answer), "Pass the function itself: qlearn.check('09.2', wrong_word)."
+    require_function(answer)
     for right, wrong, p, beta in ((0.5, -1.0, 0.65, 0.5), (0.0, 0.0, 0.3, 2.0), (1.0, 0.0, 0.9, 1)):
         got = answer(right, wrong, p, beta)
         tilt = math.log(p / (1 - p)) + (wrong - right) / beta
@@ -59,7 +61,7 @@ def solution_3(logits, ids, prompt_length):
 
 
 def check_3(answer):
-    assert callable(answer), "Pass the function itself: qlearn.check('09.3', response_logp)."
+    require_function(answer)
     generator = torch.Generator().manual_seed(0)
     logits, ids = torch.randn(6, 5, generator=generator), [3, 1, 4, 1, 0, 2]
     expected = sum(math.log(logits[t].softmax(0)[ids[t + 1]]) for t in (1, 2, 3, 4))
@@ -76,7 +78,7 @@ def solution_4(c_here, c_next, beta):
 
 
 def check_4(answer):
-    assert callable(answer), "Pass the function itself: qlearn.check('09.4', reward_change)."
+    require_function(answer)
     for here, there, beta in ((1.0, 0.0, 0.5), (0.0, 2.0, 0.1), (3.0, 3.0, 1.0)):
         got, expected = answer(here, there, beta), beta * (here - there)
         assert isinstance(got, int | float) and math.isclose(got, expected, abs_tol=1e-9), (

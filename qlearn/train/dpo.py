@@ -18,10 +18,10 @@ from transformers import PreTrainedModel
 
 from qlearn import losses
 from qlearn.errors import InputError, RunStopped
-from qlearn.lm.data import PREFERENCE_COLUMNS, Example, as_pairs, read_rows
+from qlearn.lm.data import PREFERENCE_COLUMNS, Example, as_pairs
 from qlearn.lm.logprobs import collate, completion_logps, sum_logps
 from qlearn.lm.models import check_same_vocabulary, default_tokenizer, load_model, load_tokenizer
-from qlearn.lm.worlds import VARIANTS, SlotWorld, draw_pairs
+from qlearn.lm.worlds import draw_pairs
 from qlearn.train import engine
 from qlearn.train.engine import Log, TrainingConfig, Updates, option
 
@@ -177,26 +177,12 @@ def run(config: DPOConfig) -> dict:
 
 def load_pairs(config: DPOConfig, reference, tokenizer, max_length: int):
     """(training pairs, held-out pairs). In the embedded world the reference writes both lines."""
-    if config.data in VARIANTS:
-        world, seed = SlotWorld(config.data), f"dpo {config.seed}"
-        drawn = draw_pairs(world, reference, tokenizer, config.world_rows, seed)
-        rows = list(enumerate(drawn, start=1))
-    else:
-        rows = read_rows(config.data, PREFERENCE_COLUMNS)
-    if config.eval_data:
-        held_out = read_rows(config.eval_data, PREFERENCE_COLUMNS)
-    else:
-        rows, held_out = engine.split_rows(rows, config.eval_fraction, config.seed)
-    if config.shuffle_labels:
-        rows = shuffled(rows, config.seed)
-    sources = ((rows, config.data), (held_out, config.eval_data or f"{config.data} (held out)"))
-    both = [
-        engine.usable(part, PREFERENCE_COLUMNS, tokenizer, config, max_length, name)
-        for part, name in sources
-    ]
-    if not both[1]:
-        raise InputError("No pair is held out; pass --eval-data or a larger --eval-fraction.")
-    return both
+    seed = f"dpo {config.seed}"
+    return engine.load_examples(
+        config, PREFERENCE_COLUMNS, tokenizer, max_length,
+        draw=lambda world: draw_pairs(world, reference, tokenizer, config.world_rows, seed),
+        prepare=lambda rows: shuffled(rows, config.seed) if config.shuffle_labels else rows,
+    )  # fmt: skip
 
 
 def shuffled(rows: Sequence[tuple[int, dict]], seed: int) -> list[tuple[int, dict]]:

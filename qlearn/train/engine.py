@@ -9,7 +9,7 @@ import math
 import os
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Literal
@@ -23,6 +23,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, get_scheduler
 from qlearn.errors import InputError, RunStopped
 from qlearn.lm import data as data_module
 from qlearn.lm.data import Example, Fault
+from qlearn.lm.worlds import VARIANTS, SlotWorld
 
 PATIENCE = 3  # steps in a row that may be skipped for a loss or gradient that is not finite
 TIMING_KEYS = ("seconds", "pairs_per_second", "rows_per_second")  # all else repeats with the seed
@@ -136,6 +137,38 @@ def split_rows(rows: Sequence, fraction: float, seed: int) -> tuple[list, list]:
     held_out = set(random.Random(seed).sample(range(len(rows)), round(fraction * len(rows))))
     train = [row for i, row in enumerate(rows) if i not in held_out]
     return train, [rows[i] for i in sorted(held_out)]
+
+
+def load_examples(
+    config: TrainingConfig,
+    columns: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    draw: Callable[[SlotWorld], list[dict]],
+    prepare: Callable[[list], list] = list,
+) -> tuple[list[Example], list[Example]]:
+    """(training, held-out) examples of the configured source, all of them validated.
+
+    `draw` makes the rows where the source is the embedded world; `prepare` changes the numbered
+    training rows once the held-out ones are set apart.
+
+    Raises: InputError as `usable`, or where nothing is held out.
+    """
+    if config.data in VARIANTS:
+        rows = list(enumerate(draw(SlotWorld(config.data)), start=1))
+    else:
+        rows = data_module.read_rows(config.data, columns)
+    if config.eval_data:
+        held_out, name = data_module.read_rows(config.eval_data, columns), config.eval_data
+    else:
+        rows, held_out = split_rows(rows, config.eval_fraction, config.seed)
+        name = f"{config.data} (held out)"
+    if not held_out:
+        raise InputError("No row is held out; pass --eval-data or a larger --eval-fraction.")
+    return tuple(
+        usable(part, columns, tokenizer, config, max_length, source)
+        for part, source in ((prepare(rows), config.data), (held_out, name))
+    )
 
 
 def usable(

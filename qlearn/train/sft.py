@@ -11,11 +11,9 @@ import torch
 from transformers import PreTrainedModel
 
 from qlearn import losses
-from qlearn.errors import InputError
-from qlearn.lm.data import SFT_COLUMNS, Example, as_pairs, read_rows
+from qlearn.lm.data import SFT_COLUMNS, Example, as_pairs
 from qlearn.lm.logprobs import collate, completion_logps, sum_logps
 from qlearn.lm.models import default_tokenizer, load_model, load_tokenizer
-from qlearn.lm.worlds import VARIANTS, SlotWorld
 from qlearn.train import engine
 from qlearn.train.engine import Log, TrainingConfig, Updates, option
 
@@ -72,7 +70,10 @@ def run(config: SFTConfig) -> dict:
     engine.open_output(config)
     tokenizer = load_tokenizer(config.tokenizer or default_tokenizer(config.model, config.data))
     model = load_model(config.model, tokenizer, config.seed).to(device)
-    train_set, eval_set = load_examples(config, tokenizer, engine.context_length(model, config))
+    train_set, eval_set = engine.load_examples(
+        config, SFT_COLUMNS, tokenizer, engine.context_length(model, config),
+        draw=lambda world: world.sft_rows(config.world_rows, f"sft {config.seed}"),
+    )  # fmt: skip
     before = evaluate(model, eval_set, config.per_device_train_batch_size)
     print(f"before: loss {before['eval_loss']:.4f} a token on {len(eval_set)} held-out rows")
     train(model, train_set, config, path=f"{config.output_dir}/metrics.jsonl")
@@ -81,24 +82,3 @@ def run(config: SFTConfig) -> dict:
     summary = {"before": before, "after": after}
     engine.save(model, tokenizer, config.output_dir, summary)
     return summary
-
-
-def load_examples(config: SFTConfig, tokenizer, max_length: int):
-    """(training examples, held-out examples) of the configured source."""
-    if config.data in VARIANTS:
-        world = SlotWorld(config.data)
-        rows = list(enumerate(world.sft_rows(config.world_rows, f"sft {config.seed}"), start=1))
-    else:
-        rows = read_rows(config.data, SFT_COLUMNS)
-    if config.eval_data:
-        held_out = read_rows(config.eval_data, SFT_COLUMNS)
-    else:
-        rows, held_out = engine.split_rows(rows, config.eval_fraction, config.seed)
-    sources = ((rows, config.data), (held_out, config.eval_data or f"{config.data} (held out)"))
-    both = [
-        engine.usable(part, SFT_COLUMNS, tokenizer, config, max_length, name)
-        for part, name in sources
-    ]
-    if not both[1]:
-        raise InputError("No row is held out; pass --eval-data or a larger --eval-fraction.")
-    return both
