@@ -64,6 +64,13 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
+class Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows a default only where there is one."""
+
+    def _get_help_string(self, action):
+        return action.help if action.default is None else super()._get_help_string(action)
+
+
 def load(command: str):
     """(module, configuration class) of a command, imported only when it is used."""
     module, config, _ = COMMANDS[command]
@@ -83,7 +90,7 @@ def parse(command: str, config: type, argv: list[str]):
         config,
         prog=f"qlearn {command}",
         description=COMMANDS[command][2],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=Help,
         allow_abbrev=False,
     )
     parser.add_argument(
