@@ -19,7 +19,7 @@ book: $(READY)  ## set up, execute every chapter, build the site
 	@echo "The book is at $(CURDIR)/_build/html/index.html"
 
 test: book lint  ## set up, build, lint, and run every test and every notebook
-	@$(BIN)/python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=300 tests book
+	@$(BIN)/python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=600 tests book
 
 serve: book  ## read the book at http://localhost:8000
 	@$(BIN)/python -m http.server --bind 127.0.0.1 --directory _build/html 8000

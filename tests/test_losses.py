@@ -87,7 +87,7 @@ def fit_population_dpo(tree, returns, log_ref, beta, seed):
     return leaf_logp(tree, tree.split(flat.detach()))
 
 
-@pytest.mark.parametrize(("k", "beta"), enumerate(BETAS))
+@pytest.mark.parametrize(("k", "beta"), list(enumerate(BETAS)))
 def test_claim_population_dpo_recovers_the_optimal_policy(k, beta):
     """D2: L-BFGS on the exact loss over all pairs, from random logits: KL(π* ‖ π) < 1e-8.
 
