@@ -5,6 +5,7 @@ model, a batch or a device is.
 
   bradley_terry   Eq. 1    −log σ(R_w − R_l)
   dpo             Eqs 4, 9
+  ppo_clip        the clipped surrogate of PPO, for Eqs 2 and 3
   nll             the supervised loss
 """
 
@@ -50,6 +51,18 @@ def dpo(
     chosen = implicit_reward(logp_chosen, ref_logp_chosen, beta)
     rejected = implicit_reward(logp_rejected, ref_logp_rejected, beta)
     return DPO(bradley_terry(chosen, rejected), chosen.detach(), rejected.detach())
+
+
+def ppo_clip(logp: Tensor, old_logp: Tensor, advantage: Tensor, clip: float) -> Tensor:
+    """−min( ρ A, clip(ρ, 1 − ε, 1 + ε) A ), ρ = π/π_old: the PPO loss of every token.
+
+    Elementwise. Its gradient at π = π_old is that of −ρ A; once ρ has left the interval in the
+    direction that A asks for, the token is left alone.
+
+    Source: Schulman et al. (2017), Eq. 7; `eq-ppo` in the book.
+    """
+    ratio = (logp - old_logp).exp()
+    return -(ratio * advantage).minimum(ratio.clamp(1 - clip, 1 + clip) * advantage)
 
 
 def nll(logp: Tensor, mask: Tensor) -> Tensor:

@@ -9,11 +9,14 @@ Two kinds of field live on a tree, both as tuples with one tensor a level:
   state fields  (n_t,)     a number for each non-terminal state: V
 
 Nothing asks for one parent a state, so the same class holds layered graphs in which paths merge;
-only what enumerates paths (`prefixes`, `leaves`, `path_sums`) needs a real tree.
+only what enumerates paths (`prefixes`, `leaves`, `path_sums`) needs a real tree, which `unfold`
+makes of any graph.
 """
 
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from graphlib import CycleError, TopologicalSorter
 
 import torch
 from torch import Tensor
@@ -36,16 +39,22 @@ class Tree:
     child: Levels
 
     def __post_init__(self):
+        if not self.child or not len(self.child[0]):
+            raise ValueError("A tree needs at least one prompt and one level, so one token.")
         for t, table in enumerate(self.child):
             below = len(self.child[t + 1]) if t + 1 < len(self.child) else 0
             if table.ndim != 2 or table.dtype != torch.int64:
                 raise ValueError(f"child[{t}] must be an int64 table (states, actions).")
-            if table.min() < ABSENT or table.max() >= below:
+            outside = (table < ABSENT) | (table >= below)
+            if outside.any():
+                s, a = outside.nonzero()[0].tolist()
                 raise ValueError(
-                    f"child[{t}] points outside level {t + 1}, which has {below} states."
+                    f"Action {a} in state {s} of level {t} leads to row {table[s, a]}, but level "
+                    f"{t + 1} has {below} states."
                 )
-            if (table == ABSENT).all(dim=1).any():
-                raise ValueError(f"Level {t} has a state without any action.")
+            idle = (table == ABSENT).all(dim=1)
+            if idle.any():
+                raise ValueError(f"State {int(idle.nonzero()[0])} of level {t} has no action.")
 
     @classmethod
     def full(cls, n_actions: int, horizon: int, eos: int | None = 0, n_prompts: int = 1) -> "Tree":
@@ -70,6 +79,81 @@ class Tree:
                 break
         return cls(tuple(child))
 
+    @classmethod
+    def layered(cls, sizes: Sequence[int], n_prompts: int = 1) -> "Tree":
+        """A chain of draws: action a of level t picks value a of `sizes[t]`, whatever came before.
+
+        After the first level paths merge, for a state is the value picked last. The last pick ends
+        the response. A toy of diffusion: each level is one denoising step.
+
+        Raises: ValueError without a level or with an empty one.
+        Source: the layered graph of Lemma 2; `eq-diffusion-bellman` in the book.
+        """
+        if not sizes or min(sizes) < 1 or n_prompts < 1:
+            raise ValueError("sizes must name at least one level, each with at least one value.")
+        rows = [n_prompts, *sizes[:-1]]
+        child = [torch.arange(n).repeat(m, 1) for m, n in zip(rows, sizes, strict=True)]
+        child[-1] = torch.full_like(child[-1], TERMINAL)
+        return cls(tuple(child))
+
+    @classmethod
+    def from_graph(
+        cls, graph: Mapping[Hashable, Sequence], prompts: Sequence[Hashable]
+    ) -> tuple["Tree", tuple[list[Hashable], ...]]:
+        """A tree from {state: [state after action 0, after action 1, ...]}, `None` for the end.
+
+        States may have different numbers of actions, and several states may lead to one. Also
+        returns the states of each level in the order of its rows. A state that can be reached
+        after different numbers of tokens gets a row in each of these levels.
+
+        Raises: ValueError for a loop, naming it; for a state that is not a key; for no prompts.
+        """
+        for state, following in graph.items():
+            for after in following:
+                if after is not None and after not in graph:
+                    raise ValueError(f"State {state!r} leads to {after!r}, which is not a state.")
+        sorter = TopologicalSorter({s: [x for x in xs if x is not None] for s, xs in graph.items()})
+        try:
+            sorter.prepare()
+        except CycleError as error:
+            loop = " → ".join(repr(state) for state in reversed(error.args[1]))
+            raise ValueError(
+                f"The graph has a loop, {loop}: without a discount its values are not determined."
+            ) from None
+        width = max((len(xs) for xs in graph.values()), default=0)
+        levels, child = [list(dict.fromkeys(prompts))], []
+        while levels[-1]:
+            here = levels[-1]
+            after = [x for state in here for x in graph[state] if x is not None]
+            levels.append(list(dict.fromkeys(after)))
+            row = {state: i for i, state in enumerate(levels[-1])} | {None: TERMINAL}
+            table = torch.full((len(here), width), ABSENT)
+            for s, state in enumerate(here):
+                for a, x in enumerate(graph[state]):
+                    table[s, a] = row[x]
+            child.append(table)
+        return cls(tuple(child)), tuple(levels[:-1])
+
+    def unfold(self) -> tuple["Tree", Levels]:
+        """The tree of all paths of a layered graph, and the row here of each of its states.
+
+        `lift(field, rows)` carries an edge or state field over.
+        """
+        rows, child = [torch.arange(len(self.child[0]))], []
+        for table in self.child:
+            here = table[rows[-1]]
+            goes_on = here >= 0
+            unfolded = here.clone()
+            unfolded[goes_on] = torch.arange(int(goes_on.sum()))
+            child.append(unfolded)
+            rows.append(here[goes_on])
+        return Tree(tuple(child)), tuple(rows[:-1])
+
+    @property
+    def shapes(self) -> list[tuple[int, int]]:
+        """(n_t, A) for each level: the shapes of an edge field."""
+        return [tuple(table.shape) for table in self.child]
+
     @property
     def horizon(self) -> int:
         """The largest number of tokens in a response."""
@@ -88,14 +172,12 @@ class Tree:
 
     @cached_property
     def _absent(self) -> tuple[Tensor | None, ...]:
-        """Where level t has no such action: bool (n_t, A), or None where it has them all."""
         masks = (table == ABSENT for table in self.child)
         return tuple(mask if mask.any() else None for mask in masks)
 
-    def only_present(self, t: int, x: Tensor, otherwise: float) -> Tensor:
-        """An edge field of level t with `otherwise` where the action is absent: (n_t, A)."""
-        mask = self._absent[t]
-        return x if mask is None else x.masked_fill(mask, otherwise)
+    def absent(self, t: int) -> Tensor | None:
+        """Where level t has no such action: bool (n_t, A), or None where it has them all."""
+        return self._absent[t]
 
     def split(self, flat: Tensor) -> Levels:
         """An edge field from one vector of n_states * A numbers, level after level, row by row."""
@@ -109,6 +191,15 @@ class Tree:
         if value_below is None:
             return torch.zeros((), dtype=torch.float64).expand(table.shape)
         return torch.where(table >= 0, value_below[table.clamp(min=0)], 0.0)
+
+    def push(self, t: int, mass: Tensor) -> Tensor:
+        """The probability that reaches each state of level t + 1 from edges with this `mass`.
+
+        The adjoint of `next_value`: Σ_e mass(e) V(s') = Σ_s' push(s') V(s').
+        """
+        table = self.child[t]
+        below = mass.new_zeros(len(self.child[t + 1]) if t + 1 < self.horizon else 0)
+        return below.index_add(0, table[table >= 0], mass[table >= 0])
 
     def prefixes(self) -> tuple[list[tuple[int, ...]], ...]:
         """The tokens that lead to each state, level by level; a prefix begins with its prompt."""
@@ -126,18 +217,48 @@ class Tree:
             for s, a in (table == TERMINAL).nonzero().tolist()
         ]
 
+    def prefix_sums(self, field: Levels) -> Levels:
+        """Σ_{i≤t} x(s_i, a_i) from the prompt up to and including every edge: (n_t, A) a level."""
+        so_far, sums = field[0].new_zeros(len(self.child[0])), []
+        for (_, goes_on), x in zip(self._routes, field, strict=True):
+            sums.append(so_far[:, None] + x)
+            so_far = sums[-1].flatten()[goes_on]
+        return tuple(sums)
+
     def path_sums(self, field: Levels) -> Tensor:
         """Σ_t x(s_t, a_t) along every complete response: (L,), in the order of `leaves`.
 
         With x = r this is the return, with x = log π the log-probability of the response.
+
+        Source: `eq-chain-rule` in the book.
         """
-        so_far = field[0].new_zeros(len(self.child[0]))
-        sums = []
-        for (ends, goes_on), x in zip(self._routes, field, strict=True):
-            total = (so_far[:, None] + x).flatten()
-            sums.append(total[ends])
-            so_far = total[goes_on]
-        return torch.cat(sums)
+        return self.at_ends(self.prefix_sums(field))
+
+    def at_ends(self, field: Levels) -> Tensor:
+        """The numbers of an edge field on the last token of every response: (L,), as `leaves`."""
+        levels = zip(self._routes, field, strict=True)
+        return torch.cat([x.flatten()[ends] for (ends, _), x in levels])
+
+    def prompt_of(self) -> Tensor:
+        """The prompt's row of every complete response: int64 (L,), in the order of `leaves`."""
+        prompt, found = torch.arange(len(self.child[0])), []
+        for (ends, goes_on), table in zip(self._routes, self.child, strict=True):
+            of_edge = prompt.repeat_interleave(table.shape[1])
+            found.append(of_edge[ends])
+            prompt = of_edge[goes_on]
+        return torch.cat(found)
+
+    def only_at_end(self, returns: Tensor) -> Levels:
+        """The edge field that holds one number a response on its last token and 0 elsewhere.
+
+        The inverse of `at_ends` on sparse fields: `returns` (L,) in the order of `leaves`.
+        """
+        parts = returns.split([len(ends) for ends, _ in self._routes])
+        field = []
+        for (ends, _), table, x in zip(self._routes, self.child, parts, strict=True):
+            flat = x.new_zeros(table.numel()).index_copy(0, ends, x)
+            field.append(flat.view(table.shape))
+        return tuple(field)
 
     @cached_property
     def _routes(self) -> tuple[tuple[Tensor, Tensor], ...]:
@@ -155,3 +276,8 @@ class Tree:
                 )
             routes.append(((edges == TERMINAL).nonzero()[:, 0], goes_on[order]))
         return tuple(routes)
+
+
+def lift(field: Levels, rows: Levels) -> Levels:
+    """A field of a layered graph on the tree that `Tree.unfold` made of it, by its `rows`."""
+    return tuple(x[row] for x, row in zip(field, rows, strict=True))

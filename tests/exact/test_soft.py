@@ -182,9 +182,15 @@ def test_claim_bad_fields_are_named():
     cases = {
         "reward must have one": {"reward": reward[:-1]},
         "reward must be float64": {"reward": tuple(x.float() for x in reward)},
-        "reward at level 1": {"reward": (reward[0], reward[1] / 0, *reward[2:])},
-        "probability 0": {"log_ref": (never, *log_ref[1:])},
-        "rows must sum to 1": {"log_ref": tuple(2 * x for x in log_ref)},
+        "reward of action 0 in state 0 of level 1 is": {
+            "reward": (reward[0], reward[1] / 0, *reward[2:])
+        },
+        "log_ref of action 0 in state 0 of level 0 is -inf: the reference never writes it": {
+            "log_ref": (never, *log_ref[1:])
+        },
+        "in state 0 of level 0 the probabilities sum to 1 -": {
+            "log_ref": tuple(2 * x for x in log_ref)
+        },
     }
     for sentence, change in cases.items():
         raises, given = faulty(**change)

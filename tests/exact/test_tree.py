@@ -46,9 +46,10 @@ def test_claim_split_inverts_concatenation():
 @pytest.mark.parametrize(
     ("child", "sentence"),
     [
-        (([[0, TERMINAL]],), "points outside level 1"),
-        (([[-3]],), "points outside"),
-        (([[-2, -2]],), "without any action"),
+        (([[0, TERMINAL]],), "Action 0 in state 0 of level 0 leads to row 0, but level 1 has 0"),
+        (([[-3]],), "leads to row -3"),
+        (([[-1, -1], [-2, -2]],), "State 1 of level 0 has no action"),
+        ((), "at least one prompt and one level"),
     ],
 )
 def test_claim_broken_tables_are_refused(child, sentence):

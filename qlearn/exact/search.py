@@ -1,0 +1,105 @@
+"""Search on a tree: guided decoding, likelihood search and beams (Eqs 12 and 13).
+
+Every score here is an edge field: the score of the prefix that ends with this token.
+"""
+
+from torch import Tensor
+
+from qlearn.exact.soft import MDP, Beta, beta_at, soft_backup, soft_value
+from qlearn.exact.tree import TERMINAL, Levels, Tree
+
+
+def guided_scores(
+    tree: Tree, reward: Levels, log_ref: Levels, beta: float, value: Levels | None = None
+) -> Levels:
+    """Σ_{t≤K} [ r + β log π_ref ] + V(s_{K+1}) for every prefix of K+1 tokens, V = V* or `value`.
+
+    Source: Eq. 12.
+    """
+    value = value or soft_backup(tree, reward, log_ref, beta).value
+    earned = tree.prefix_sums(tuple(r + beta * x for r, x in zip(reward, log_ref, strict=True)))
+    below = (*value[1:], None)
+    return tuple(x + tree.next_value(t, below[t]) for t, x in enumerate(earned))
+
+
+def likelihood_scores(tree: Tree, logp: Levels, beta: float) -> Levels:
+    """β Σ_{t≤K} log π(a_t|s_t) for every prefix: guided scores less V*(s₀), if π is π*.
+
+    Source: Eq. 13 with its sign mended.
+    """
+    return tuple(beta * x for x in tree.prefix_sums(logp))
+
+
+def best_prefix(tree: Tree, scores: Levels, depth: int | None = None) -> tuple[int, ...]:
+    """The prefix of the first prompt with the highest score: (prompt, token, ...).
+
+    Compares all prefixes of `depth` tokens and all responses that end before; without a depth,
+    all complete responses.
+    """
+    last = tree.horizon if depth is None else depth
+    found = []
+    for t, prefixes in enumerate(tree.prefixes()[:last]):
+        table = tree.child[t]
+        wanted = table == TERMINAL if t + 1 < last else table != -2
+        for s, a in wanted.nonzero().tolist():
+            if prefixes[s][0] == 0:
+                found.append((scores[t][s, a].item(), (*prefixes[s], a)))
+    return max(found)[1]
+
+
+def beam(
+    tree: Tree, logp: Levels, width: int, length_penalty: float = 0.0
+) -> tuple[tuple[int, ...], float]:
+    """Beam search for the likeliest response to the first prompt: (response, its score).
+
+    Keeps the `width` likeliest unfinished prefixes of each length; finished responses compete at
+    the end by log π(y) / len(y)^length_penalty. Width 1 is greedy decoding with a record of the
+    responses it passed by; a width of all prefixes finds the maximum.
+
+    Raises: ValueError for a width below 1.
+    """
+    if width < 1:
+        raise ValueError(f"A beam keeps at least one prefix, not {width}.")
+    prefixes = tree.prefixes()
+    alive, finished = [(0.0, 0)], []
+    for t, (table, p) in enumerate(zip(tree.child, logp, strict=True)):
+        grown = []
+        for so_far, s in alive:
+            for a in (table[s] != -2).nonzero()[:, 0].tolist():
+                total = so_far + p[s, a].item()
+                grown.append((total, (*prefixes[t][s], a), int(table[s, a])))
+        grown.sort(key=lambda x: -x[0])
+        kept = grown[:width]
+        finished += [(x / (t + 1) ** length_penalty, y) for x, y, c in kept if c == TERMINAL]
+        alive = [(x, c) for x, _, c in kept if c >= 0]
+    score, response = max(finished)
+    return response, score
+
+
+def induced_policy(
+    tree: MDP, reward: Levels, log_ref: Levels, beta: Beta, value: Levels
+) -> tuple[Levels, Levels]:
+    """(log π, V̄) that a guess V̂ at the values induces: one soft backup of each state from V̂.
+
+    Q̂ = r + β log π_ref + V̂(s'),  V̄ = β log Σ_a exp(Q̂/β),  log π = (Q̂ − V̄)/β. V̄ = V̂ everywhere
+    if and only if V̂ solves the soft Bellman equation.
+    """
+    below = (*value[1:], None)
+    logp, backed_up = [], []
+    for t in range(tree.horizon):
+        b = beta_at(beta, t)
+        q = reward[t] + b * log_ref[t] + tree.next_value(t, below[t])
+        backed_up.append(soft_value(q, b))
+        logp.append((q - backed_up[-1][:, None]) / b)
+    return tuple(logp), tuple(backed_up)
+
+
+def tilt(base_logp: Tensor, tuned_logp: Tensor, untuned_logp: Tensor, alpha: float) -> Tensor:
+    """log π ∝ log π_base + α (log π_tuned − log π_untuned), normalised over the last axis.
+
+    Emulated fine-tuning and proxy tuning have another base than the untuned model; DeRa has the
+    same. All shapes (..., A), in nats.
+
+    Source: Eq. 14.
+    """
+    return (base_logp + alpha * (tuned_logp - untuned_logp)).log_softmax(-1)

@@ -1,0 +1,163 @@
+"""Training a tabular policy on a tree, exactly: DPO, policy gradients, PPO (Eqs 2, 3 and 9).
+
+A tabular policy has one row of logits a state. All expectations are exact, so what remains of a
+method is its mathematics: where it goes and how fast. The ascents are generators of log π, one
+policy a step, and the caller stops when she has seen enough.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from qlearn.exact.optimise import minimise
+from qlearn.exact.preferences import population_loss
+from qlearn.exact.soft import (
+    MDP,
+    Beta,
+    check_problem,
+    evaluate,
+    implicit_rewards,
+    kl_reward,
+    reach,
+)  # fmt: skip
+from qlearn.exact.tree import Levels, Tree
+from qlearn.losses import ppo_clip
+
+
+def dpo_loss(tree: Tree, logp: Levels, returns: Tensor, log_ref: Levels, beta: Beta) -> Tensor:
+    """The population loss of the policy's implicit returns, summed over the prompts: a scalar.
+
+    `returns` (L,) are the judge's, in the order of `tree.leaves()`.
+
+    Source: Eq. 9 with exact expectations; `eq-population-loss` in the book.
+    """
+    implied = tree.path_sums(implicit_rewards(logp, log_ref, beta))
+    prompt = tree.prompt_of()
+    groups = (prompt == p for p in prompt.unique())
+    return sum(population_loss(implied[group], returns[group]) for group in groups)
+
+
+def train_dpo(
+    tree: Tree, returns: Tensor, log_ref: Levels, beta: Beta, start: Levels | None = None
+) -> Levels:
+    """The policy that minimises `dpo_loss`, by L-BFGS from the logits `start` (or the reference).
+
+    It is π*, the optimum of the objective with these returns, whatever the token rewards were.
+
+    Source: Eq. 9; `eq-population-loss` in the book.
+    """
+    flat = torch.cat([x.flatten() for x in (start or log_ref)])
+
+    def policy(theta):
+        return tuple(x.log_softmax(-1) for x in tree.split(theta))
+
+    return policy(
+        minimise(lambda theta: dpo_loss(tree, policy(theta), returns, log_ref, beta), flat)
+    )
+
+
+def bandit_gradient(logp: Tensor, returns: Tensor, log_ref: Tensor, beta: float) -> Tensor:
+    """∂J/∂θ of a softmax over whole responses: π(y) [ G(y) − E_π G ], G = R − β log π/π_ref.
+
+    Shapes: all (L,), the responses of one prompt; logp = log_softmax(θ).
+
+    Source: Eq. 2 as a bandit; `eq-bandit-gradient` in the book.
+    """
+    p = logp.exp()
+    gain = returns - beta * (logp - log_ref)
+    return p * (gain - (p * gain).sum())
+
+
+def policy_gradient(tree: MDP, logp: Levels, reward: Levels, log_ref: Levels, beta: Beta) -> Levels:
+    """∂J/∂logits of a tabular token policy: d_π(s) π(a|s) A^π(s,a), an edge field.
+
+    A^π = Q^π − V^π for the reward with the price of distance, r − β log π/π_ref; d_π is `reach`.
+
+    Source: Eq. 2 and the policy gradient theorem; `eq-policy-gradient` in the book.
+    """
+    levels = zip(
+        reach(tree, logp), logp, _advantage(tree, logp, reward, log_ref, beta), strict=True
+    )
+    return tuple(d[:, None] * p.exp() * a for d, p, a in levels)
+
+
+def gradient_ascent(
+    tree: MDP, reward: Levels, log_ref: Levels, beta: Beta, lr: float, start: Levels | None = None
+) -> Iterator[Levels]:
+    """Logits ← logits + lr ∂J/∂logits, forever: yields log π of the start and after each step.
+
+    Source: Eq. 2; `eq-policy-gradient` in the book.
+    """
+    check_problem(tree, reward, log_ref, beta)
+    logp = start or log_ref
+    while True:
+        yield logp
+        gradient = policy_gradient(tree, logp, reward, log_ref, beta)
+        logp = _step(logp, gradient, lr)
+
+
+def natural_gradient_ascent(
+    tree: MDP, reward: Levels, log_ref: Levels, beta: Beta, lr: float, start: Levels | None = None
+) -> Iterator[Levels]:
+    """Logits ← logits + lr A^π: the natural gradient, which measures a step in nats of policy.
+
+    On one level it contracts exactly: log π/π* shrinks by the factor (1 − lr β) a step. With
+    lr = 1/β it is soft policy iteration, and a tree of horizon H is solved in H steps.
+
+    Source: Eq. 2; `eq-natural-gradient` in the book.
+    """
+    check_problem(tree, reward, log_ref, beta)
+    logp = start or log_ref
+    while True:
+        yield logp
+        logp = _step(logp, _advantage(tree, logp, reward, log_ref, beta), lr)
+
+
+def ppo(
+    tree: MDP,
+    reward: Levels,
+    log_ref: Levels,
+    beta: Beta,
+    lr: float,
+    clip: float = 0.2,
+    epochs: int = 4,
+    start: Levels | None = None,
+) -> Iterator[Levels]:
+    """Token PPO with exact expectations: yields log π of the start and after each iteration.
+
+    An iteration fixes the old policy, its state distribution d_old and its advantages A_old for
+    the reward r − β log π_old/π_ref (Eq. 3), and takes `epochs` gradient steps on
+    E_old[ min(ρ A_old, clip(ρ, 1 ± clip) A_old) ], ρ = π/π_old.
+
+    Source: Eqs 2 and 3; `eq-ppo` in the book.
+    """
+    check_problem(tree, reward, log_ref, beta)
+    logp = start or log_ref
+    while True:
+        yield logp
+        old = logp
+        advantage = _advantage(tree, old, reward, log_ref, beta)
+        visits = reach(tree, old)
+        logits = tuple(x.clone().requires_grad_() for x in old)
+        for _ in range(epochs):
+            new = tuple(x.log_softmax(-1) for x in logits)
+            levels = zip(visits, new, old, advantage, strict=True)
+            gain = -sum(
+                (d[:, None] * o.exp() * ppo_clip(n, o, a, clip)).sum() for d, n, o, a in levels
+            )
+            slopes = torch.autograd.grad(gain, logits)
+            logits = tuple(
+                (x + lr * g).detach().requires_grad_() for x, g in zip(logits, slopes, strict=True)
+            )
+        logp = tuple(x.detach().log_softmax(-1) for x in logits)
+
+
+def _advantage(tree: MDP, logp: Levels, reward: Levels, log_ref: Levels, beta: Beta) -> Levels:
+    """A^π = Q^π − V^π of the reward with the price of distance."""
+    value, q = evaluate(tree, logp, kl_reward(logp, reward, log_ref, beta))
+    return tuple(x - v[:, None] for x, v in zip(q, value, strict=True))
+
+
+def _step(logp: Levels, direction: Levels, lr: float) -> Levels:
+    return tuple((p + lr * g).log_softmax(-1) for p, g in zip(logp, direction, strict=True))
