@@ -37,8 +37,9 @@ class ChanceTree:
         for t, (table, p) in enumerate(zip(self.child, self.prob, strict=True)):
             total, present = p.sum(dim=-1), (table != ABSENT).any(dim=-1)
             wrong = ((total - present.double()).abs() > 1e-8) | (p < 0).any(dim=-1)
-            if wrong.any() or p[table == ABSENT].any():
-                s, a = (wrong.nonzero().tolist() or [[0, 0]])[0]
+            wrong |= ((table == ABSENT) & (p != 0)).any(dim=-1)
+            if wrong.any():
+                s, a = wrong.nonzero()[0].tolist()
                 raise ValueError(
                     f"prob of action {a} in state {s} of level {t} sums to {total[s, a]:.6g}; the "
                     "outcomes of an action must sum to 1, and an ABSENT one has probability 0."

@@ -9,7 +9,7 @@ from torch import Tensor
 def minimise(loss: Callable[[Tensor], Tensor], start: Tensor, max_iter: int = 5000) -> Tensor:
     """The argument at which a smooth scalar loss is least, from `start`, by L-BFGS.
 
-    Raises: ValueError where the loss or its argument stops being finite.
+    Raises: ValueError where the loss stops being finite.
     """
     x = start.detach().clone().requires_grad_()
     optimiser = torch.optim.LBFGS(
@@ -20,10 +20,10 @@ def minimise(loss: Callable[[Tensor], Tensor], start: Tensor, max_iter: int = 50
     def closure():
         optimiser.zero_grad()
         value = loss(x)
+        if not value.isfinite():
+            raise ValueError("The loss stops being finite; its minimum may lie at infinity.")
         value.backward()
         return value
 
-    final = optimiser.step(closure)
-    if not (final.isfinite() and x.isfinite().all()):
-        raise ValueError("The loss is not finite along the way; its minimum may lie at infinity.")
+    optimiser.step(closure)
     return x.detach()

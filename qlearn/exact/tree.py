@@ -108,6 +108,9 @@ class Tree:
 
         Raises: ValueError for a loop, naming it; for a state that is not a key; for no prompts.
         """
+        for prompt in prompts:
+            if prompt not in graph:
+                raise ValueError(f"The prompt {prompt!r} is not a state of the graph.")
         for state, following in graph.items():
             for after in following:
                 if after is not None and after not in graph:

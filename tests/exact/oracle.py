@@ -38,3 +38,30 @@ def soft_value(prefix, complete, reward, log_ref, beta) -> float:
     n = len(prefix)
     terms = [total(log_ref, y, n) + total(reward, y, n) / beta for y in complete if y[:n] == prefix]
     return beta * log_sum_exp(terms)
+
+
+def values(complete, reward, log_ref, beta) -> dict:
+    """The soft value of every unfinished prefix, by enumeration of what can follow."""
+    found = {}
+    for y in complete:
+        for n in range(1, len(y)):
+            ahead = total(log_ref, y, n) + total(reward, y, n) / beta
+            found.setdefault(y[:n], []).append(ahead)
+    return {prefix: beta * log_sum_exp(terms) for prefix, terms in found.items()}
+
+
+def advantages(complete, reward, log_ref, beta) -> dict:
+    """r + V(s') − V(s) on every edge, V by enumeration and 0 at the ends."""
+    v = values(complete, reward, log_ref, beta)
+    return {(s, a): r + v.get((*s, a), 0.0) - v[s] for (s, a), r in reward.items()}
+
+
+def gibbs(returns: list[float], log_ref: list[float], beta: float) -> list[float]:
+    """log π_ref + R/β − log Z of every response."""
+    tilted = [p + r / beta for p, r in zip(log_ref, returns, strict=True)]
+    log_z = log_sum_exp(tilted)
+    return [x - log_z for x in tilted]
+
+
+def sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x)) if x >= 0 else math.exp(x) / (1 + math.exp(x))

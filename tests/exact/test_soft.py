@@ -1,5 +1,6 @@
 """Soft Bellman backups against brute-force enumeration. Tolerances: paper.md §3.1."""
 
+import itertools
 import math
 
 import pytest
@@ -9,7 +10,18 @@ from qlearn.exact import soft
 from qlearn.exact.tree import ABSENT, TERMINAL, Tree
 
 from . import oracle
-from .worlds import BETAS, EOS, HORIZON, N_ACTIONS, SEEDS, as_dict, problem, random_policy
+from .worlds import (
+    BETAS,
+    EOS,
+    HORIZON,
+    N_ACTIONS,
+    SEEDS,
+    as_dict,
+    flat,
+    problem,
+    random_policy,
+    small_problem,
+)  # fmt: skip
 
 COMPLETE = oracle.responses(N_ACTIONS, HORIZON, EOS)
 
@@ -21,7 +33,10 @@ def prefixes_with(tree, state_field):
 
 @pytest.mark.parametrize("beta", BETAS)
 def test_eq_06_value_is_the_log_mean_exp_of_the_return(beta):
-    """A1: V*(s) = β log E_ref exp(R/β) in every state, by enumeration of all responses."""
+    """A1: V*(s) = β log E_ref exp(R/β) in every state, by enumeration of all responses.
+
+    `eq-closed-form`, `eq-soft-value`
+    """
     for seed in SEEDS:
         tree, reward, log_ref = problem(seed)
         r, ref = as_dict(tree, reward), as_dict(tree, log_ref)
@@ -32,7 +47,10 @@ def test_eq_06_value_is_the_log_mean_exp_of_the_return(beta):
 
 @pytest.mark.parametrize("beta", BETAS)
 def test_eq_05_token_policy_is_the_sequence_gibbs_law(beta):
-    """A2: Π_t π*(a_t|s_t) = π_ref(y) exp(R(y)/β) / Z for every response."""
+    """A2: Π_t π*(a_t|s_t) = π_ref(y) exp(R(y)/β) / Z for every response.
+
+    `eq-gibbs`, `eq-soft-policy`, `eq-one-choice`
+    """
     for seed in SEEDS:
         tree, reward, log_ref = problem(seed)
         r, ref = as_dict(tree, reward), as_dict(tree, log_ref)
@@ -45,7 +63,10 @@ def test_eq_05_token_policy_is_the_sequence_gibbs_law(beta):
 
 @pytest.mark.parametrize("beta", BETAS)
 def test_eq_02_regret_is_beta_times_kl(beta):
-    """A3: V*(s₀) − J(π) = β KL(π ‖ π*) for random π, both sides by enumeration."""
+    """A3: V*(s₀) − J(π) = β KL(π ‖ π*) for random π, both sides by enumeration.
+
+    `eq-regret`, `eq-objective`
+    """
     for seed in SEEDS:
         tree, reward, log_ref = problem(seed)
         policy = random_policy(tree, 900 + seed)
@@ -66,7 +87,10 @@ def test_eq_02_regret_is_beta_times_kl(beta):
 
 @pytest.mark.parametrize("beta", BETAS)
 def test_eq_07_two_conventions_share_value_and_policy(beta):
-    """A5: Q − β log π_ref = Q̃, with the same V and the same π."""
+    """A5: Q − β log π_ref = Q̃, with the same V and the same π.
+
+    `eq-soft-bellman`, `eq-soft-bellman-prior`
+    """
     for seed in SEEDS:
         tree, reward, log_ref = problem(seed)
         inside = soft.soft_backup(tree, reward, log_ref, beta)
@@ -83,6 +107,7 @@ def test_eq_07_reward_and_q_determine_each_other(beta):
     """B1: r → Q* → r and Q → r → Q* are both the identity (Lemma 1).
 
     The oracle inverts Eq. 7 edge by edge; V_Q of a terminal state is 0.
+    `eq-inverse-bellman`, `eq-soft-bellman`, `lem-bijection`
     """
     for seed in SEEDS:
         tree, reward, log_ref = problem(seed)
@@ -107,7 +132,7 @@ def test_claim_logit_shift_is_potential_shaping(beta):
     """B4: Q → Q + c(s) leaves π alone, moves r by c(s) − c(s'), and no response's preference.
 
     Here c is random in every non-terminal state but the prompt's enters every return alike, so
-    differences of returns, hence Bradley-Terry, stay.
+    differences of returns, hence Bradley-Terry, stay. `eq-logit-shift`
     """
     for seed in SEEDS:
         tree, _, log_ref = problem(seed)
@@ -127,6 +152,120 @@ def test_claim_logit_shift_is_potential_shaping(beta):
         moved_by = [oracle.total(after, y) - oracle.total(before, y) for y in COMPLETE]
         assert max(moved_by) - min(moved_by) < 1e-11
         assert abs(moved_by[0] - offset[(0,)]) < 1e-11
+
+
+def test_claim_value_falls_from_the_maximum_to_the_mean_as_beta_grows():
+    """A4: slope −1 and coefficient Var/2 at large β, the bound at β = 1e-3, monotone in between.
+
+    `eq-large-beta`, `eq-small-beta`, `eq-value-bounds`
+    """
+    betas = torch.logspace(3.3, 4.3, 6, dtype=torch.float64)
+    for seed in SEEDS:
+        tree, reward, log_ref = problem(seed)
+        r, ref = as_dict(tree, reward), as_dict(tree, log_ref)
+        returns = torch.tensor([oracle.total(r, y) for y in COMPLETE], dtype=torch.float64)
+        p = torch.tensor([oracle.total(ref, y) for y in COMPLETE], dtype=torch.float64).exp()
+        mean = (p * returns).sum()
+        variance = (p * (returns - mean) ** 2).sum()
+
+        def value(beta, tree=tree, reward=reward, log_ref=log_ref):
+            return soft.soft_backup(tree, reward, log_ref, float(beta)).value[0].item()
+
+        gaps = torch.tensor([value(b) - mean.item() for b in betas], dtype=torch.float64)
+        x = betas.log() - betas.log().mean()
+        slope = (x * gaps.log()).sum() / (x * x).sum()
+        assert abs(slope + 1) < 0.02
+        assert abs(gaps[-1] * betas[-1] / (variance / 2) - 1) < 0.01
+        best = returns.argmax()
+        gap = returns[best].item() - value(1e-3)
+        assert 0 <= gap <= -1e-3 * p[best].log().item() + 1e-12
+        dial = [value(b) for b in (1e-3, 0.05, 0.1, 0.5, 1.0, 5.0, 1e3)]
+        assert all(a > b for a, b in itertools.pairwise(dial))
+        assert mean < dial[-1] and dial[0] <= returns[best]
+
+
+@pytest.mark.parametrize("beta", BETAS)
+def test_eq_07_jacobian_is_the_visitation_of_the_best_policy(beta):
+    """B2: autograd's ∂Q/∂r is P_π*(visit), which is `soft.jacobian`; its determinant is 1.
+
+    The oracle's backup, and the products of probabilities, run over prefixes. `eq-jacobian`
+    """
+    complete = oracle.responses(3, 3, EOS)
+    for seed in SEEDS:
+        tree, reward, log_ref = small_problem(seed)
+        edges = list(as_dict(tree, reward))
+        place, ref = {e: i for i, e in enumerate(edges)}, as_dict(tree, log_ref)
+        states = {s for s, _ in edges}
+
+        def q_of(r, place=place, edges=edges, ref=ref, states=states):
+            q, v = {}, {}
+            for s, a in sorted(edges, key=lambda e: -len(e[0])):
+                q[s, a] = r[place[s, a]] + beta * ref[s, a]
+                if (*s, a) in states:
+                    if (*s, a) not in v:
+                        row = torch.stack([q[(*s, a), b] for b in range(3)])
+                        v[*s, a] = beta * (row / beta).logsumexp(0)
+                    q[s, a] = q[s, a] + v[*s, a]
+            return torch.stack([q[e] for e in edges])
+
+        slopes = torch.autograd.functional.jacobian(q_of, flat(reward), vectorize=True)
+        best = soft.soft_backup(tree, reward, log_ref, beta)
+        assert (q_of(flat(reward)) - flat(best.q)).abs().max() < 1e-10
+        got = soft.jacobian(tree, best.logp)
+        assert (got - slopes).abs().max() < 1e-8
+        assert abs(torch.linalg.det(slopes).item() - 1) < 1e-8
+        assert abs(torch.linalg.det(got).item() - 1) < 1e-8
+        logp = as_dict(tree, best.logp)
+        for s, a in edges:
+            for y in complete:
+                if y[: len(s) + 1] == (*s, a):
+                    ahead = 0.0
+                    for below, b in oracle.steps(y, len(s) + 1):
+                        ahead += logp[below, b]
+                        found = got[place[s, a], place[below, b]].item()
+                        assert abs(found - math.exp(ahead)) < 1e-8
+
+
+def test_claim_a_loop_has_no_value_or_too_many():
+    """B3: one state that leads to itself: V = V + β log Σ π_ref exp(r/β) is solvable only at 0.
+
+    `eq-loop`
+    """
+    for seed in SEEDS:
+        generator = torch.Generator().manual_seed(seed)
+        r, logits = torch.randn(2, 3, generator=generator, dtype=torch.float64)
+        ref = logits.log_softmax(-1)
+        for beta in BETAS:
+            drift = beta * oracle.log_sum_exp((ref + r / beta).tolist())
+            normalised = r - drift
+            for v in (-3.0, 0.0, 7.0):
+                moved = soft.soft_value_prior(r + v, ref, beta).item() - v
+                assert abs(moved - drift) < 1e-10
+                still = soft.soft_value_prior(normalised + v, ref, beta).item() - v
+                assert abs(still) < 1e-10
+    with pytest.raises(ValueError, match="loop, 'x' → 'a' → 'x'"):
+        Tree.from_graph({"x": ["a", None], "a": ["x", None]}, ["x"])
+
+
+@pytest.mark.parametrize("beta", BETAS)
+def test_claim_policy_evaluation_is_the_mean_over_responses(beta):
+    """V^π and Q^π of any policy, and d_π, by enumeration. `eq-policy-evaluation`"""
+    for seed in range(10):
+        tree, reward, log_ref = problem(seed)
+        policy = random_policy(tree, seed + 40)
+        r, p = as_dict(tree, soft.kl_reward(policy, reward, log_ref, beta)), as_dict(tree, policy)
+        ref, plain = as_dict(tree, log_ref), as_dict(tree, reward)
+        for e, x in r.items():
+            assert abs(x - (plain[e] - beta * (p[e] - ref[e]))) < 1e-12
+        value, q = soft.evaluate(tree, policy, soft.kl_reward(policy, reward, log_ref, beta))
+        q, mass = as_dict(tree, q), dict(prefixes_with(tree, soft.reach(tree, policy)))
+        for prefix, v in prefixes_with(tree, value):
+            n = len(prefix)
+            ahead = [y for y in COMPLETE if y[:n] == prefix]
+            mean = math.fsum(math.exp(oracle.total(p, y, n)) * oracle.total(r, y, n) for y in ahead)
+            assert abs(v - mean) < 1e-10
+            assert abs(mass[prefix] - math.exp(oracle.total(p, prefix))) < 1e-12
+            assert abs(v - sum(math.exp(p[prefix, a]) * q[prefix, a] for a in range(4))) < 1e-10
 
 
 def test_claim_two_prompts_are_two_problems():

@@ -11,7 +11,7 @@ N_ACTIONS, HORIZON, EOS = 4, 4, 0
 
 def random_field(tree, seed, scale=1.0):
     generator = torch.Generator().manual_seed(seed)
-    draws = (torch.randn(c.shape, generator=generator, dtype=torch.float64) for c in tree.child)
+    draws = (torch.randn(s, generator=generator, dtype=torch.float64) for s in tree.shapes)
     return tuple(scale * x for x in draws)
 
 
@@ -23,6 +23,23 @@ def problem(seed, n_prompts=1):
     """(tree, reward, log_ref) with three tokens and EOS, four tokens deep."""
     tree = Tree.full(N_ACTIONS, HORIZON, eos=EOS, n_prompts=n_prompts)
     return tree, random_field(tree, seed), random_policy(tree, seed)
+
+
+def small_problem(seed, n_prompts=1, horizon=3):
+    """(tree, reward, log_ref) with two tokens and EOS, three tokens deep: 21 edges."""
+    tree = Tree.full(3, horizon, eos=EOS, n_prompts=n_prompts)
+    return tree, random_field(tree, seed), random_policy(tree, seed)
+
+
+def random_states(tree, seed):
+    """A state field of normal numbers."""
+    generator = torch.Generator().manual_seed(50_000 + seed)
+    return tuple(torch.randn(n, generator=generator, dtype=torch.float64) for n, _ in tree.shapes)
+
+
+def flat(field):
+    """All numbers of an edge field in one row, in the order of `Tree.split`."""
+    return torch.cat([x.flatten() for x in field])
 
 
 def as_dict(tree, field):
