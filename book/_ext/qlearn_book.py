@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from docutils import nodes
+from equations import EquationIndex
 from sphinx.errors import ConfigError
 from sphinx.util.docutils import SphinxRole
 
@@ -115,6 +116,7 @@ def setup(app) -> dict:
     make_importable()
     app.add_config_value("qlearn_assets", "", "html")
     app.add_role("result", ResultRole())
+    app.add_directive("equation-index", EquationIndex)
     app.connect("config-inited", configure)
     app.connect("builder-inited", copy_mathjax)
     app.connect("autodoc-process-docstring", plain_docstring)
