@@ -5,7 +5,7 @@ READY := .venv/.ready
 BUILT := _build/.built
 
 .DEFAULT_GOAL := help
-.PHONY: help book test serve lint bench results clean
+.PHONY: help book test serve lint bench results mutants clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 16
@@ -35,6 +35,9 @@ bench: $(READY)  ## run every benchmark, JSON into _build/bench
 
 results: $(READY)  ## measure again the numbers that the book quotes
 	@$(BIN)/python -m qlearn.results
+
+mutants: $(READY)  ## plant faults in the exact floor and see that tests notice each
+	@$(BIN)/python tools/mutate.py
 
 clean:  ## remove what was built (.venv stays)
 	@rm -rf _build

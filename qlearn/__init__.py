@@ -3,18 +3,25 @@
 Three floors; an import only ever points down.
 
 floor     module               chapter  equations of the paper
-exact     exact.tree           01       the token MDP
-          exact.preferences    01, 06   Eq. 1
-          exact.soft           06       Eqs 2, 5, 6, 7, 10, 11
+exact     exact.tree           01, 15   the token MDP
+          exact.soft           02, 03   Eqs 2, 5, 6, 7, 10, 11
+          exact.preferences    01, 04   Eq. 1
+          exact.training       05, 06   Eqs 2, 3, 9
+          exact.shaping        07       Def. 1, Theorem 1
+          exact.likelihood     07       the sign law
+          exact.chance, exact.leftovers 08
+          exact.search         -        Eqs 12 to 15
+          exact.optimise       -        L-BFGS for all of them
           losses               06       Eqs 1, 4, 9
 lm        lm.worlds            09       the slot-summary world, its exact truth
-          lm.models, lm.data, lm.logprobs, lm.decode, lm.tree   09
+          lm.models, lm.data, lm.check, lm.logprobs, lm.decode, lm.tree   09
 train     train.sft, train.dpo, train.engine                    09
 findings  findings.credit, findings.slot_world                  09       Eqs 10, 11
           findings.likelihood  09       Eq. 16
 
-Beside them: show (pictures), recipes (settings of the book's runs), results (what they gave),
-solutions and checker (exercises), cli (the command line).
+Beside them: show (pictures, the token inspector), recipes (settings of the book's runs), results
+(what they gave), solutions and checker (exercises), cli (the command line), errors (one class for
+each kind of fault).
 """
 
 from qlearn.checker import check

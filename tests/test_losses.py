@@ -22,7 +22,7 @@ def leaf_logp(tree, logits):
 
 @pytest.mark.parametrize("beta", BETAS)
 def test_eq_04_and_eq_09_are_one_loss(beta):
-    """D1: the bandit loss and the token loss agree in value and in gradient.
+    """D1: the bandit loss and the token loss agree in value and in gradient. `eq-dpo-loss`
 
     The bandit side multiplies probabilities of whole responses, the token side adds the log-ratios
     of tokens (Eq. 8); each is differentiated by autograd with respect to all logits.
@@ -102,7 +102,10 @@ def test_claim_population_dpo_recovers_the_optimal_policy(k, beta):
 
 
 def test_claim_gradient_is_zero_before_the_fork():
-    """D3: 0 on the shared prefix, e_w − e_l at the fork, then ±(e_a − π), times βσ(−margin)."""
+    """D3: 0 on the shared prefix, e_w − e_l at the fork, then ±(e_a − π), times βσ(−margin).
+
+    `eq-pair-gradient`
+    """
     beta = 0.3
     for seed in SEEDS:
         tree, _, log_ref = problem(seed)

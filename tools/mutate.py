@@ -127,7 +127,7 @@ def survives(fault: Fault, workplace: Path) -> bool:
     own = [f"tests/exact/test_{fault.file.stem}.py"]
     own = [x for x in own if (workplace / x).exists()]
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *own, *TESTS]
-    environment = {**os.environ, "QLEARN_SEEDS": "3", "OMP_NUM_THREADS": "1",
+    environment = {**os.environ, "QLEARN_SEEDS": "12", "OMP_NUM_THREADS": "1",
                    "PYTHONPATH": str(workplace)}  # fmt: skip
     try:
         run = subprocess.run(

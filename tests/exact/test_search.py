@@ -50,7 +50,7 @@ def test_eq_13_guided_search_is_likelihood_search(beta):
 def test_claim_three_notions_of_best_response_differ():
     """F2: argmax log π* = argmax R + β log π_ref, argmax r̂ = argmax R; greedy is a third string."""
     three = 0
-    for seed in SEEDS:
+    for seed in range(50):
         tree, reward, log_ref = small_problem(seed)
         r, ref = as_dict(tree, reward), as_dict(tree, log_ref)
         logp = soft.soft_backup(tree, reward, log_ref, 0.7).logp

@@ -100,9 +100,9 @@ def test_claim_representative_is_normalised_and_its_own_q(beta):
 
 @pytest.mark.parametrize("beta", BETAS)
 def test_claim_shaping_moves_values_by_the_potential(beta):
-    """Definition 1: V_r' = V_r − Φ and Q̃_r' = Q̃_r − Φ, so π*, Ã and preferences stay.
+    """C3: V_r' = V_r − Φ and Q̃_r' = Q̃_r − Φ, so π*, Ã and preferences stay.
 
-    `eq-class-value`, `eq-shaping`
+    `eq-class-value`, `eq-shaping`, `def-equivalent`
     """
     for seed in SEEDS:
         tree, reward, log_ref = problem(seed)

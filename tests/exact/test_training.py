@@ -78,7 +78,7 @@ def test_eq_03_every_ascent_reaches_the_optimum(beta):
 
     `eq-sparse-reward`, `eq-ppo`, `eq-policy-gradient`, `eq-natural-gradient`
     """
-    for seed in range(3):
+    for seed in range(2):
         tree, reward, log_ref = small_problem(seed)
         r, ref = as_dict(tree, reward), as_dict(tree, log_ref)
         best = oracle.soft_value((0,), COMPLETE, r, ref, beta)
@@ -92,7 +92,7 @@ def test_eq_03_every_ascent_reaches_the_optimum(beta):
             for name, steps in ascents.items():
                 scores = [
                     soft.objective(tree, logp, reward, log_ref, beta).item()
-                    for logp in itertools.islice(steps, 0, 301, 50)
+                    for logp in itertools.islice(steps, 0, 201, 50)
                 ]
                 assert best - scores[0] > 0.05, name
                 assert -1e-12 < best - scores[-1] < 1e-2 * (best - scores[0]), name
@@ -241,18 +241,21 @@ def test_eq_01_maximum_likelihood_recovers_returns():
         fitted = preferences.fit_returns(shares.fill_diagonal_(0))
         assert (fitted - (returns - returns.mean())).abs().max() < 1e-6
         wins = torch.randint(1, 9, (6, 6), generator=generator).double().fill_diagonal_(0)
-        strength = [1.0] * 6
-        for _ in range(4000):
-            strength = [
-                wins[i].sum().item()
-                / sum((wins[i, j] + wins[j, i]).item() / (strength[i] + strength[j])
-                      for j in range(6) if j != i)
-                for i in range(6)
-            ] if seed < 3 else strength  # fmt: skip
-        if seed < 3:
+        if seed < 2:
+            strength = [1.0] * 6
+            for _ in range(2000):
+                strength = [_one_mm_step(i, strength, wins.tolist()) for i in range(6)]
             logs = torch.tensor([math.log(x) for x in strength], dtype=torch.float64)
             got = preferences.fit_returns(wins)
             assert (got - (logs - logs.mean())).abs().max() < 1e-6
+
+
+def _one_mm_step(i, strength, wins):
+    """Hunter (2004): victories over Σ_j games_ij / (strength_i + strength_j)."""
+    games = sum(
+        (wins[i][j] + wins[j][i]) / (strength[i] + strength[j]) for j in range(len(wins)) if j != i
+    )
+    return sum(wins[i]) / games
 
 
 def test_claim_votes_are_counted_and_bad_ones_named():

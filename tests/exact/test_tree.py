@@ -11,7 +11,10 @@ from .worlds import as_dict, problem
 
 @pytest.mark.parametrize(("n_actions", "horizon", "eos"), [(4, 4, 0), (3, 5, 2), (2, 1, 1)])
 def test_claim_leaves_are_all_responses(n_actions, horizon, eos):
-    """Every string that ends in EOS or at the horizon is a leaf once, and nothing else is."""
+    """Every string that ends in EOS or at the horizon is a leaf once, and nothing else is.
+
+    `def-token-mdp`
+    """
     tree = Tree.full(n_actions, horizon, eos=eos, n_prompts=2)
     expected = [y for p in range(2) for y in oracle.responses(n_actions, horizon, eos, p)]
     assert sorted(tree.leaves()) == sorted(expected)
@@ -25,7 +28,10 @@ def test_claim_edges_are_states_plus_leaves_minus_one():
 
 
 def test_eq_01_path_sums_are_returns():
-    """Σ_t r(s_t, a_t) of each response, in the order of `leaves`, against plain addition."""
+    """Σ_t r(s_t, a_t) of each response, in the order of `leaves`, against plain addition.
+
+    `eq-chain-rule`
+    """
     tree, reward, _ = problem(5, n_prompts=2)
     r = as_dict(tree, reward)
     sums = tree.path_sums(reward).tolist()

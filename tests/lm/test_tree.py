@@ -53,7 +53,10 @@ def test_claim_edges_are_the_references_best_tokens(model, other, tree):
 
 
 def test_claim_logits_are_the_q_function_of_some_reward(tree):
-    """N0 (B1): Q = β · logits gives a reward, whose optimal Q and policy are the network's own."""
+    """N0 (B1): Q = β · logits gives a reward, whose optimal Q and policy are the network's own.
+
+    `eq-logits-as-q`, `eq-reward-of-logits`
+    """
     q = tuple(BETA * x for x in tree.logits)
     reward = soft.reward_from_q(tree.tree, q, tree.log_ref, BETA)
     solved = soft.soft_backup(tree.tree, reward, tree.log_ref, BETA)
