@@ -33,7 +33,7 @@ def test_claim_solution_passes_and_nonsense_fails(chapter, number, capsys):
 
 
 @pytest.mark.parametrize("chapter", CHAPTERS)
-def test_claim_find_the_bug_is_caught(chapter):
+def test_bug_of_the_chapter_is_caught(chapter):
     """Each chapter plants a bug (`bug_k`) that the checker of exercise k must catch."""
     module = importlib.import_module(f"qlearn.solutions.{chapter}")
     bugs = [name for name in dir(module) if re.fullmatch(r"bug_\d", name)]

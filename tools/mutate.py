@@ -3,7 +3,7 @@
     python tools/mutate.py [--only qlearn/exact/soft.py] [--workers 2]
 
 Faults: a plus for a minus and the reverse, a product for a quotient, a lost minus sign, a lost
-term (so also a missing π_ref, and an index off by one), a wrong small constant. A fault that no
+term (so also a missing π_ref, and an index off by one). A fault that no
 test notices is a survivor: it is printed, and the command exits with 1. Text of error messages is
 left alone, and so are annotations, defaults and docstrings.
 """

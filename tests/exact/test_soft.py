@@ -46,6 +46,24 @@ def test_eq_06_value_is_the_log_mean_exp_of_the_return(beta):
 
 
 @pytest.mark.parametrize("beta", BETAS)
+def test_claim_a_choice_scores_the_soft_maximum_less_its_distance(beta):
+    """One choice: J(p) = V − β KL(p ‖ p*) for every p, in plain sums.
+
+    `eq-one-choice-score`, `thm-one-choice`
+    """
+    for seed in SEEDS:
+        generator = torch.Generator().manual_seed(seed)
+        q, logits, other = torch.randn(3, 5, generator=generator, dtype=torch.float64)
+        ref, p = logits.log_softmax(0).tolist(), other.log_softmax(0).tolist()
+        value = soft.soft_value_prior(q, logits.log_softmax(0), beta).item()
+        rows = list(zip(p, ref, q.tolist(), strict=True))
+        score = math.fsum(math.exp(a) * (worth - beta * (a - b)) for a, b, worth in rows)
+        kl = math.fsum(math.exp(a) * (a - b - (worth - value) / beta) for a, b, worth in rows)
+        assert abs(score - (value - beta * kl)) < 1e-10
+        assert abs(math.fsum(math.exp(b + (w - value) / beta) for _, b, w in rows) - 1) < 1e-10
+
+
+@pytest.mark.parametrize("beta", BETAS)
 def test_eq_05_token_policy_is_the_sequence_gibbs_law(beta):
     """A2: Π_t π*(a_t|s_t) = π_ref(y) exp(R(y)/β) / Z for every response.
 
@@ -157,7 +175,7 @@ def test_claim_logit_shift_is_potential_shaping(beta):
 def test_claim_value_falls_from_the_maximum_to_the_mean_as_beta_grows():
     """A4: slope −1 and coefficient Var/2 at large β, the bound at β = 1e-3, monotone in between.
 
-    `eq-large-beta`, `eq-small-beta`, `eq-value-bounds`
+    `eq-large-beta`, `eq-small-beta`, `eq-value-bounds`, `thm-dial`
     """
     betas = torch.logspace(3.3, 4.3, 6, dtype=torch.float64)
     for seed in SEEDS:
