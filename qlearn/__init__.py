@@ -13,11 +13,13 @@ exact     exact.tree           01, 15   the token MDP
           exact.search         -        Eqs 12 to 15
           exact.optimise       -        L-BFGS for all of them
           losses               06       Eqs 1, 4, 9
-lm        lm.worlds            09       the slot-summary world, its exact truth
+lm        lm.worlds, lm.grammar 09      embedded worlds, their exact truth
+          lm.slots, lm.trips   09, 11   slot summaries; trips, the second world
           lm.models, lm.data, lm.check, lm.logprobs, lm.decode, lm.tree   09
 train     train.sft, train.dpo, train.engine                    09
 findings  findings.credit, findings.slot_world                  09       Eqs 10, 11
           findings.likelihood  09       Eq. 16
+          findings.corruptions 11       minimal edits of correct lines
 
 Beside them: show (pictures, the token inspector), recipes (settings of the book's runs), results
 (what they gave), solutions and checker (exercises), cli (the command line), errors (one class for

@@ -1,4 +1,4 @@
-"""The command line: qlearn sft | dpo | inspect | data check. Flags come from the dataclasses."""
+"""The command line, qlearn COMMAND --flags, where flags come from the dataclasses."""
 
 import argparse
 import difflib
@@ -11,10 +11,15 @@ from qlearn.errors import InputError, RunStopped
 # command: (module, configuration, one line of help); the module's `run` does the work
 COMMANDS = {
     "sft": ("qlearn.train.sft", "SFTConfig", "teach a model to write completions"),
+    "reward": ("qlearn.train.reward", "RewardConfig", "fit a reward model to preferences"),
+    "ppo": ("qlearn.train.ppo", "PPOConfig", "train a model on a reward (PPO or RLOO)"),
     "dpo": ("qlearn.train.dpo", "DPOConfig", "train a model on preferences"),
+    "search": ("qlearn.findings.answers", "SearchConfig", "answer prompts by any decoder"),
     "inspect": ("qlearn.show.inspect", "InspectConfig", "print and draw each token's credit"),
+    "diagnose": ("qlearn.findings.likelihood", "DiagnoseConfig", "say what a run's curves mean"),
     "data check": ("qlearn.lm.check", "CheckConfig", "look for faults in a file of rows"),
 }
+POSITIONAL = {"data check": "--data", "diagnose": "--run_dir"}  # whose first word needs no flag
 
 OVERVIEW = """usage: qlearn COMMAND [--flags]
 
@@ -47,8 +52,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f"qlearn: there is no command {argv[0]!r}.{hint}", file=sys.stderr)
         return 2
     flags = argv[len(command.split()) :]
-    if command == "data check" and flags and not flags[0].startswith("-"):
-        flags = ["--data", *flags]
+    if command in POSITIONAL and flags and not flags[0].startswith("-"):
+        flags = [POSITIONAL[command], *flags]
     try:
         module, config = load(command)
         module.run(parse(command, config, flags))

@@ -6,11 +6,16 @@ model, a batch or a device is.
   bradley_terry   Eq. 1    −log σ(R_w − R_l)
   dpo             Eqs 4, 9
   ppo_clip        the clipped surrogate of PPO, for Eqs 2 and 3
+  value_clip      what PPO's value head learns from
+  gae             advantages from rewards and values
+  leave_one_out   advantages from whole returns of one prompt
+  whiten          mean 0, variance 1
   nll             the supervised loss
 """
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from qlearn.exact.preferences import bradley_terry_logp
@@ -63,6 +68,56 @@ def ppo_clip(logp: Tensor, old_logp: Tensor, advantage: Tensor, clip: float) -> 
     """
     ratio = (logp - old_logp).exp()
     return -(ratio * advantage).minimum(ratio.clamp(1 - clip, 1 + clip) * advantage)
+
+
+def value_clip(value: Tensor, old_value: Tensor, target: Tensor, clip: float) -> Tensor:
+    """½ max( (V − G)², (V_c − G)² ), V_c = V held within ± clip of V_old: a state's value loss.
+
+    Elementwise. Like `ppo_clip` it stops pushing once V has moved by more than `clip` towards G.
+
+    Source: the authors' implementation of PPO (baselines, 2017); `eq-value-loss` in the book.
+    """
+    near = old_value + (value - old_value).clamp(-clip, clip)
+    return ((value - target) ** 2).maximum((near - target) ** 2) / 2
+
+
+def gae(
+    reward: Tensor, value: Tensor, mask: Tensor, gamma: float = 1.0, lam: float = 0.95
+) -> tuple[Tensor, Tensor]:
+    """(A, G): generalised advantages of every token, and the returns A + V that values learn from.
+
+    A_t = Σ_k (γλ)^k δ_{t+k},  δ_t = r_t + γ V(s_{t+1}) − V(s_t),  V = 0 after the last token.
+
+    Shapes: reward, value (of the state in which the token is chosen) and mask, all (B, T), mask 1
+    on a row's tokens, which stand first. Both results are 0 where the mask is 0. λ = 1 is the
+    return less the value, λ = 0 the one-step error.
+
+    Source: Schulman et al. (2016), Eq. 16; `eq-gae` in the book.
+    """
+    advantage = torch.zeros_like(reward)
+    ahead = next_value = torch.zeros_like(reward[:, 0])
+    for t in reversed(range(reward.shape[1])):
+        error = reward[:, t] + gamma * next_value - value[:, t]
+        ahead = (error + gamma * lam * ahead) * mask[:, t]
+        advantage[:, t], next_value = ahead, value[:, t] * mask[:, t]
+    return advantage, (advantage + value) * mask
+
+
+def leave_one_out(returns: Tensor) -> Tensor:
+    """Each return less the mean of the prompt's other returns: (prompts, k) to (prompts, k), k ≥ 2.
+
+    The baseline does not know the response that it is taken from, so the gradient stays unbiased.
+
+    Source: Kool et al. (2019); `eq-rloo` in the book.
+    """
+    k = returns.shape[1]
+    return (returns - returns.mean(dim=1, keepdim=True)) * k / (k - 1)
+
+
+def whiten(x: Tensor, mask: Tensor) -> Tensor:
+    """(x − mean) / standard deviation over the places where the mask is 1; 0 elsewhere."""
+    kept = x[mask.bool()]
+    return (x - kept.mean()) / (kept.std(unbiased=False) + 1e-8) * mask
 
 
 def nll(logp: Tensor, mask: Tensor) -> Tensor:

@@ -151,3 +151,61 @@ def test_claim_nll_is_a_token_mean():
     logp = torch.tensor([[-1.0, -2.0, -3.0], [-5.0, 99.0, 99.0]])
     mask = torch.tensor([[1, 1, 1], [1, 0, 0]])
     assert losses.nll(logp, mask).item() == pytest.approx(11 / 4)
+
+
+@pytest.mark.parametrize(("gamma", "lam"), [(1.0, 0.95), (0.9, 0.5), (1.0, 1.0), (0.7, 0.0)])
+def test_reference_gae_is_the_double_sum(gamma, lam):
+    """Against Σ_k (γλ)^k δ_{t+k} written out, on rows of unequal lengths. `eq-gae`"""
+    generator = torch.Generator().manual_seed(0)
+    reward, value = torch.randn(2, 5, 7, generator=generator, dtype=torch.float64)
+    lengths = [7, 1, 4, 6, 2]
+    mask = torch.tensor([[t < n for t in range(7)] for n in lengths]).long()
+    advantage, target = losses.gae(reward, value, mask, gamma, lam)
+    for b, n in enumerate(lengths):
+        values = [*value[b, :n].tolist(), 0.0]
+        for t in range(7):
+            expected = sum(
+                (gamma * lam) ** k
+                * (reward[b, t + k].item() + gamma * values[t + k + 1] - values[t + k])
+                for k in range(max(n - t, 0))
+            )
+            assert advantage[b, t].item() == pytest.approx(expected, abs=1e-12)
+            back = expected + values[t] if t < n else 0.0
+            assert target[b, t].item() == pytest.approx(back, abs=1e-12)
+
+
+def test_claim_gae_with_lambda_1_is_the_return_less_the_value():
+    """Whatever the values are, so a poor value head costs noise and no bias; not so at λ < 1."""
+    generator = torch.Generator().manual_seed(1)
+    reward, value = torch.randn(2, 3, 6, generator=generator, dtype=torch.float64)
+    mask = torch.ones(3, 6)
+    to_go = reward.flip(1).cumsum(1).flip(1)
+    advantage, target = losses.gae(reward, value, mask, lam=1.0)
+    assert torch.allclose(target, to_go) and torch.allclose(advantage, to_go - value)
+    assert (losses.gae(reward, value, mask, lam=0.95)[1] - to_go).abs().max() > 0.01
+
+
+def test_claim_leave_one_out_is_the_mean_of_the_others():
+    """`eq-rloo`"""
+    returns = torch.tensor([[1.0, 2.0, 6.0], [0.0, 0.0, 3.0]])
+    expected = [[1 - 4.0, 2 - 3.5, 6 - 1.5], [-1.5, -1.5, 3.0]]
+    assert torch.allclose(losses.leave_one_out(returns), torch.tensor(expected))
+
+
+def test_claim_value_loss_stops_pushing_past_the_clip():
+    """½(V − G)² near the old value; beyond the clip towards G no gradient; away from G it stays."""
+    value = torch.tensor([0.1, 0.5, -0.5], requires_grad=True)
+    loss = losses.value_clip(value, torch.zeros(3), torch.ones(3), clip=0.2)
+    assert loss.tolist() == pytest.approx([0.9**2 / 2, 0.8**2 / 2, 1.5**2 / 2])
+    assert torch.autograd.grad(loss.sum(), value)[0].tolist() == pytest.approx([-0.9, 0, -1.5])
+
+
+def test_claim_whitening_is_over_the_mask_alone():
+    x = torch.tensor([[1.0, 2.0, 99.0], [3.0, 6.0, 7.0]])
+    mask = torch.tensor([[1, 1, 0], [1, 1, 1]])
+    white = losses.whiten(x, mask)
+    kept = white[mask.bool()]
+    assert white[0, 2] == 0 and abs(kept.mean()) < 1e-6
+    assert (kept**2).mean().item() == pytest.approx(1, abs=1e-5)
+    ratio = (white[1, 2] - white[0, 0]) / (white[0, 1] - white[0, 0])
+    assert ratio.item() == pytest.approx(6, abs=1e-4)

@@ -76,6 +76,21 @@ def beam(
     return response, score
 
 
+def best_objective(tree: Tree, reward: Levels, log_ref: Levels, beta: float) -> Tensor:
+    """max_y [ R(y) + β log π_ref(y) ] from each prompt: (n_prompts,), by one backup of maxima.
+
+    What the best deterministic decoder earns on the RLHF objective: J(δ_y) at the mode of π*,
+    V*(s₀) + β log max_y π*(y), so less than sampling from π* earns unless π* is certain.
+
+    Source: fact F3 of the notes.
+    """
+    best = None
+    for t in reversed(range(tree.horizon)):
+        following = tree.next_value(t, best)
+        best = (reward[t] + beta * log_ref[t] + following).amax(dim=-1)
+    return best
+
+
 def induced_policy(
     tree: MDP, reward: Levels, log_ref: Levels, beta: Beta, value: Levels
 ) -> tuple[Levels, Levels]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from qlearn.exact.soft import implicit_reward
-from qlearn.lm.logprobs import Row, collate, completion_logps
+from qlearn.lm.logprobs import Row, collate, completion_logits, completion_logps
 
 
 class Credit(NamedTuple):
@@ -51,8 +51,30 @@ def token_credit(
     return credits
 
 
+def one_step_map(
+    reference: PreTrainedModel, rows: Sequence[Row], batch_size: int = 64
+) -> list[Tensor]:
+    """‖e_a − π_ref(·|s)‖² = 1 − 2 π_ref(a|s) + Σ_b π_ref(b|s)² of every token of each row: (T,).
+
+    How far one small step of DPO from the reference moves log π(a|s), up to a factor a response:
+    the heat map of a policy that has learned nothing yet. Large where a token surprises.
+
+    Source: D4; `eq-one-step-map` in the book.
+    """
+    maps = []
+    for start in range(0, len(rows), batch_size):
+        part = rows[start : start + batch_size]
+        batch = collate(part, reference.device)
+        with torch.no_grad():
+            p = completion_logits(reference, batch).softmax(-1)
+        written = torch.cat([torch.tensor(completion) for _, completion in part]).to(p.device)
+        distance = 1 - 2 * p.gather(1, written[:, None])[:, 0] + (p**2).sum(-1)
+        maps += distance.cpu().split(batch.completion_lengths.tolist())
+    return maps
+
+
 def agreement(credits: Sequence[Credit], truths: Sequence[list[dict]]) -> dict[str, float]:
-    """How well credit recovers a world's exact soft advantage (`SlotWorld.explain`).
+    """How well credit recovers a world's exact soft advantage (`World.explain`).
 
     spearman_facts over tokens that state a fact, pearson_all over all tokens. spearman_ceiling is
     what the exact advantage itself would score if each value were off by a normal error of 0.02:

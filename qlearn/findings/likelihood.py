@@ -1,12 +1,42 @@
-"""Where probability goes during preference training."""
+"""Where probability goes during preference training: Eq. 16, and what a run's own curves say."""
 
+import json
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import NamedTuple
 
+import numpy as np
 import torch
+import yaml
+from scipy.optimize import brentq
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from qlearn.errors import InputError
 from qlearn.lm.logprobs import Row, collate, completion_logits
+from qlearn.options import option, required
+
+REWARDS = ("rewards/chosen", "rewards/rejected")  # TRL's names, and ours
+TOO_FAR = 2.0  # a fall of this many times what the margin accounts for
+WORSE_NLL, WORSE_SHARE = 1.01, 0.02  # held-out harm: this factor, this rise
+
+# verdict: what to look at next
+VERDICTS = {
+    "harmful": "Read samples from before and after side by side. Then train less (learning rate, "
+    "epochs), raise beta, or add the chosen responses' NLL to the loss.",
+    "not learning": "Look at the accuracy on held-out pairs, at a few pairs and their labels, and "
+    "at the learning rate.",
+    "falls too far": "Measure the NLL of good held-out responses, and read samples: mass may have "
+    "gone to responses that are in no pair. Ask whether the pairs come from the reference at all.",
+    "falls as expected": "Measure the NLL of good held-out responses and the share of broken "
+    "samples before and after: only they tell a benign fall from a harmful one.",
+    "benign": "Look at what you care about downstream; the fall is no fault.",
+    "rises": "Read samples. Rewards that rise say that the reference found chosen responses "
+    "unlikely, as where no SFT came first; of quality they say nothing.",
+}
 
 
 def log_ratio_and_kl(
@@ -29,3 +59,187 @@ def log_ratio_and_kl(
     lengths = batch.completion_lengths.tolist()
     per_row = [torch.stack([x.sum() for x in y.split(lengths)]) for y in (token_ratio, -token_kl)]
     return per_row[0].cpu(), per_row[1].cpu()
+
+
+def variance_of_margin(margin: float) -> float:
+    """The v for which E[Δ tanh(Δ/2)] = margin, Δ ~ N(0, 2v): how much Gaussian rewards vary.
+
+    The margin of the best policy where the judge's reward has variance v over the reference's
+    responses. Reward units squared; v ≥ margin.
+
+    Source: fact 9 of the notes; `eq-sign-law` in the book.
+    """
+    node, weight = np.polynomial.hermite_e.hermegauss(180)
+    weight = weight / weight.sum()
+
+    def excess(v: float) -> float:
+        gap = math.sqrt(2 * v) * node
+        return float(weight @ (gap * np.tanh(gap / 2))) - margin
+
+    # x tanh(x/2) lies between |x| − 0.6 and x²/2
+    return brentq(excess, 0.99 * margin, math.pi / 4 * (margin + 0.6) ** 2 + 1e-9)
+
+
+class Diagnosis(NamedTuple):
+    """verdict: a key of `VERDICTS`; sentence: the same in words; numbers: what it rests on;
+    look_at: what to look at next."""
+
+    verdict: str
+    sentence: str
+    numbers: dict[str, float]
+    look_at: str
+
+
+def diagnose(
+    metrics: Sequence[dict],
+    beta: float,
+    nll: tuple[float, float] | None = None,
+    unreadable: tuple[float, float] | None = None,
+) -> Diagnosis:
+    """What the curves of a DPO run say, in words, with the numbers behind them.
+
+    `metrics` are logged lines with TRL's names; the last third of them counts as the end.
+    Held-out evidence, (before, after), overrules the curves: harm is a rise of 1 % in `nll`, the
+    −log π of good responses, or of 0.02 in `unreadable`, the share of broken samples.
+
+    What fall to expect follows from the margin. Were rewards Gaussian over the reference's
+    responses with variance v, the optimum would have margin E[Δ tanh(Δ/2)], Δ ~ N(0, 2v), and
+    (chosen + rejected)/2 = −v/2β. Twice that fall is called too far. A smaller fall is usual: it
+    is what an unfinished training, or a reward with a bound, gives.
+
+    Raises: InputError for fewer than three lines with implicit rewards.
+    Source: Eq. 16 and fact 9 of the notes; `eq-sign-law` in the book.
+    """
+    lines = [line for line in metrics if all(key in line for key in REWARDS)]
+    if len(lines) < 3:
+        raise InputError(
+            f"The log has {len(lines)} lines with {' and '.join(REWARDS)}; a diagnosis needs 3."
+        )
+    last = lines[-max(2, len(lines) // 3) :]
+    chosen, rejected = (fmean(line[key] for line in last) for key in REWARDS)
+    margin, mean = chosen - rejected, (chosen + rejected) / 2
+    noise = stdev(line[REWARDS[0]] - line[REWARDS[1]] for line in last) / math.sqrt(len(last))
+    learned = margin > 2 * noise
+    expected = -variance_of_margin(margin) / (2 * beta) if learned else 0.0
+    numbers = {
+        "beta": beta, "chosen": chosen, "rejected": rejected, "margin": margin,
+        "margin_standard_error": noise, "mean": mean, "expected_mean": expected,
+        "expected_chosen": expected + margin / 2 if learned else 0.0,
+    }  # fmt: skip
+    evidence = {"nll": nll, "unreadable": unreadable}
+    for name, pair in evidence.items():
+        if pair is not None:
+            numbers |= {f"{name}_before": pair[0], f"{name}_after": pair[1]}
+    worse = []
+    if nll is not None and nll[1] > WORSE_NLL * nll[0]:
+        worse.append(f"the NLL of good responses rose from {nll[0]:.3g} to {nll[1]:.3g} nats")
+    if unreadable is not None and unreadable[1] > unreadable[0] + WORSE_SHARE:
+        worse.append(
+            f"the share of broken samples rose from {unreadable[0]:.1%} to {unreadable[1]:.1%}"
+        )
+    if worse:
+        verdict = "harmful"
+    elif not learned:
+        verdict = "not learning"
+    elif chosen >= 0:
+        verdict = "rises"
+    elif nll or unreadable:
+        verdict = "benign"
+    elif mean < TOO_FAR * expected:
+        verdict = "falls too far"
+    else:
+        verdict = "falls as expected"
+    sentence = _curves(numbers, learned) + _meaning(verdict, numbers, worse)
+    return Diagnosis(verdict, sentence, numbers, VERDICTS[verdict])
+
+
+def _curves(x: dict[str, float], learned: bool) -> str:
+    moved = "fell" if x["chosen"] < 0 else "rose"
+    grown = f"are {x['margin']:.3g} above" if learned else "cannot be told from"
+    return (
+        f"Chosen rewards {moved} to {x['chosen']:.3g}; they {grown} rejected ones, which stand at "
+        f"{x['rejected']:.3g}. "
+    )
+
+
+def _meaning(verdict: str, x: dict[str, float], worse: Sequence[str]) -> str:
+    law = (
+        f"At beta {x['beta']:g} such a margin goes with a mean of about {x['expected_mean']:.3g} "
+        f"where pairs come from the reference; here it is {x['mean']:.3g}."
+    )
+    return {
+        "harmful": f"Whatever the curves say, the model got worse: {' and '.join(worse)}.",
+        "not learning": "Nothing has been learned that these curves can show.",
+        "falls too far": f"{law} So the pairs alone do not account for this fall.",
+        "falls as expected": f"{law} So the optimum itself asks for such a fall: rewards are "
+        "measured from the prompt's soft value, not from zero.",
+        "benign": f"{law} Held out, nothing got worse: mass moved from bad responses to good ones.",
+        "rises": f"{law} So the chosen responses do not look like the reference's own.",
+    }[verdict]
+
+
+# --- qlearn diagnose ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class DiagnoseConfig:
+    """Settings of `qlearn diagnose RUN_DIR`."""
+
+    run_dir: str = required("a DPO run: ours (metrics.jsonl) or TRL's (trainer_state.json)")
+    beta: float | None = option(None, "the run's beta; default: as its qlearn.yaml says")
+    nll_before: float | None = option(
+        None, "mean -log π of good held-out responses under the reference, nats a response"
+    )
+    nll_after: float | None = option(None, "the same under the trained policy")
+    unreadable_before: float | None = option(
+        None, "share of the reference's samples that are broken: endless, empty, garbled"
+    )
+    unreadable_after: float | None = option(None, "the same of the trained policy's samples")
+
+    def __post_init__(self):
+        if self.beta is not None and not (math.isfinite(self.beta) and self.beta > 0):
+            raise InputError(f"beta must be positive and finite, not {self.beta}.")
+        for name, most in (("nll", math.inf), ("unreadable", 1.0)):
+            pair = self.evidence(name)
+            if pair.count(None) == 1:
+                raise InputError(f"{name}_before and {name}_after are of use only together.")
+            if not all(x is None or 0 <= x <= most for x in pair):
+                raise InputError(f"{name}_before and {name}_after cannot be {pair[0]}, {pair[1]}.")
+
+    def evidence(self, name: str) -> tuple[float | None, float | None]:
+        return getattr(self, f"{name}_before"), getattr(self, f"{name}_after")
+
+
+def read_metrics(run_dir: str) -> list[dict]:
+    """The logged lines of a run: metrics.jsonl, or log_history of the latest trainer_state.json.
+
+    Raises: InputError where the directory has neither, or they cannot be read.
+    """
+    root = Path(run_dir)
+    ours, states = root / "metrics.jsonl", list(root.glob("**/trainer_state.json"))
+    try:
+        if ours.is_file():
+            return [json.loads(line) for line in ours.read_text(encoding="utf-8").splitlines()]
+        if states:
+            found = [json.loads(path.read_text(encoding="utf-8")) for path in states]
+            return max(found, key=lambda state: state.get("global_step", 0))["log_history"]
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"The metrics in {run_dir} cannot be read ({error}).") from error
+    raise InputError(f"{run_dir} holds neither metrics.jsonl nor trainer_state.json.")
+
+
+def run(config: DiagnoseConfig) -> Diagnosis:
+    """`qlearn diagnose`: prints the verdict, its numbers and what to look at next."""
+    metrics, beta = read_metrics(config.run_dir), config.beta
+    own = Path(config.run_dir) / "qlearn.yaml"
+    if beta is None and own.is_file():
+        beta = yaml.safe_load(own.read_text(encoding="utf-8")).get("beta")
+    if beta is None:
+        raise InputError("What to expect depends on beta; pass the run's with --beta.")
+    pairs = (config.evidence(name) for name in ("nll", "unreadable"))
+    found = diagnose(metrics, beta, *(None if pair[0] is None else pair for pair in pairs))
+    print(f"{found.verdict}: {found.sentence}\n")
+    for name, number in found.numbers.items():
+        print(f"  {name:22} {number:.4g}")
+    print(f"\nNext: {found.look_at}")
+    return found

@@ -1,6 +1,6 @@
 """Does DPO's log-ratio recover the exact soft advantage? The measurement of chapter 09 (N2).
 
-In the slot-summary world the writers' π_ref and the true reward give the exact advantage of every
+In an embedded world the writers' π_ref and the true reward give the exact advantage of every
 token, so a trained policy can be compared with the truth, on responses it has never seen.
 """
 
@@ -21,14 +21,14 @@ from qlearn.lm.data import SFT_COLUMNS, as_pairs, encode
 from qlearn.lm.decode import sample
 from qlearn.lm.logprobs import Row
 from qlearn.lm.models import load_model, load_tokenizer
-from qlearn.lm.worlds import LONGEST, Post, SlotWorld, as_text, as_words
+from qlearn.lm.worlds import Post, SlotWorld, World, as_text, as_words
 from qlearn.train import dpo, sft
 from qlearn.train.dpo import DPOConfig
 from qlearn.train.sft import SFTConfig
 
 
 def held_out(
-    world: SlotWorld, tokenizer, beta: float, n: int, seed: int
+    world: World, tokenizer, beta: float, n: int, seed: int
 ) -> tuple[list[Post], list[Row], list[list[dict]]]:
     """`n` posts of no training run, a summary of each by the writers, and its exact truth."""
     posts, rng = world.posts(n, f"held out {seed}"), random.Random(f"held out {seed}")
@@ -42,7 +42,7 @@ def held_out(
     return posts, as_pairs(examples), truths
 
 
-def measure(world: SlotWorld, policy, reference, tokenizer, beta: float, n: int, seed: int) -> dict:
+def measure(world: World, policy, reference, tokenizer, beta: float, n: int, seed: int) -> dict:
     """`agreement` on held-out responses, by kind of token, and KL(writers ‖ reference) in nats."""
     _, rows, truths = held_out(world, tokenizer, beta, n, seed)
     credits = token_credit(policy, reference, rows, beta)
@@ -68,14 +68,14 @@ def by_kind(credits: list[Credit], truths: list[list[dict]]) -> dict[str, dict[s
     }
 
 
-def rewards(world: SlotWorld, model, tokenizer, n: int, seed: int) -> dict[str, float]:
+def rewards(world: World, model, tokenizer, n: int, seed: int) -> dict[str, float]:
     """Mean true reward of sampled and of greedy lines on `n` held-out posts, and their garbles."""
     posts = world.posts(n, f"held out {seed}")
     result = {}
     for name, greedy in (("sampled", False), ("greedy", True)):
         lines = sample(
             model, tokenizer, [post.prompt for post in posts],
-            max_new_tokens=LONGEST + 4, seed=seed, greedy=greedy,
+            max_new_tokens=world.longest + 4, seed=seed, greedy=greedy,
         )  # fmt: skip
         words = [as_words(line) for line in lines]
         both = list(zip(posts, words, strict=True))
@@ -84,10 +84,10 @@ def rewards(world: SlotWorld, model, tokenizer, n: int, seed: int) -> dict[str, 
     return result
 
 
-def mean_log_ratio(world: SlotWorld, policy, reference, tokenizer, n: int, seed: int) -> dict:
+def mean_log_ratio(world: World, policy, reference, tokenizer, n: int, seed: int) -> dict:
     """N1: both estimates of Eq. 16 on `n` lines that the reference itself writes."""
     prompts = [post.prompt for post in world.posts(n, f"own lines {seed}")]
-    lines = sample(reference, tokenizer, prompts, max_new_tokens=LONGEST + 4, seed=seed)
+    lines = sample(reference, tokenizer, prompts, max_new_tokens=world.longest + 4, seed=seed)
     rows = [
         (i, {"prompt": p, "completion": line})
         for i, (p, line) in enumerate(zip(prompts, lines, strict=True), 1)
@@ -119,35 +119,41 @@ def puzzle_credit(policy, reference, tokenizer, beta: float) -> dict[str, float]
     return false | {"others_lowest": min(by_word.values())}
 
 
-def run_seed(seed: int, folder: str, n: int = 1000) -> dict:
-    """SFT, DPO and the label-shuffled control at one seed, as the recipes say, and `measure`."""
-    world = SlotWorld()
-    first = recipes.settings("tiny-sft", SFTConfig, output_dir=f"{folder}/sft", seed=seed)
+def run_seed(seed: int, folder: str, n: int = 1000, data: str = "slots") -> dict:
+    """SFT, DPO and the label-shuffled control at one seed, as the recipes say, and `measure`.
+
+    `data` names the world; the recipes are the same for all.
+    """
+    world = World(data)
+    first = recipes.settings(
+        "tiny-sft", SFTConfig, data=data, output_dir=f"{folder}/sft", seed=seed
+    )
     sft.run(first)
     tokenizer = load_tokenizer(first.output_dir)
     reference = load_model(first.output_dir, tokenizer)
     found = {"reference_rewards": rewards(world, reference, tokenizer, n, seed)}
     for name, shuffle in (("dpo", False), ("shuffled", True)):
         second = recipes.settings(
-            "tiny-dpo", DPOConfig, model=first.output_dir, output_dir=f"{folder}/{name}",
-            seed=seed, shuffle_labels=shuffle,
+            "tiny-dpo", DPOConfig, data=data, model=first.output_dir,
+            output_dir=f"{folder}/{name}", seed=seed, shuffle_labels=shuffle,
         )  # fmt: skip
         found[name] = dict(dpo.run(second)["after"])
         policy = load_model(second.output_dir, tokenizer)
         found[name] |= measure(world, policy, reference, tokenizer, second.beta, n, seed)
         found[name] |= mean_log_ratio(world, policy, reference, tokenizer, n, seed)
         found[name]["rewards"] = rewards(world, policy, tokenizer, n, seed)
-        found[name]["puzzle"] = puzzle_credit(policy, reference, tokenizer, second.beta)
+        if data == "slots":
+            found[name]["puzzle"] = puzzle_credit(policy, reference, tokenizer, second.beta)
     return found
 
 
-def run(seeds: Sequence[int]) -> dict:
+def run(seeds: Sequence[int], data: str = "slots") -> dict:
     """The results file `tiny_dpo`: every seed, and means with 95 % t-intervals over seeds."""
     per_seed = []
     for seed in seeds:
         with tempfile.TemporaryDirectory() as folder:
-            per_seed.append(run_seed(seed, folder))
-    world, beta = SlotWorld(), recipes.settings("tiny-dpo", DPOConfig, model="", output_dir="").beta
+            per_seed.append(run_seed(seed, folder, data=data))
+    world, beta = World(data), recipes.settings("tiny-dpo", DPOConfig, model="", output_dir="").beta
     exact = {
         "beta": beta,
         "value": world.solve(beta).value[0].item(),

@@ -24,7 +24,7 @@ class CheckConfig:
     data: str = field(metadata={"help": "a .jsonl or .parquet file, or a hub id[:split]"})
     tokenizer: str = field(
         default="EleutherAI/pythia-14m",
-        metadata={"help": "a directory or hub id; slots for the embedded world"},
+        metadata={"help": "a directory or hub id; slots or trips for the embedded worlds"},
     )
     max_length: int = field(default=2048, metadata={"help": "the longest row in tokens"})
     max_quarantine: float = field(

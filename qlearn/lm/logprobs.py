@@ -50,19 +50,31 @@ def completion_logps(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Tens
 
     Source: the factors of Eqs 8 and 9; `eq-chain-rule` in the book.
     """
-    mask = _completion_mask(batch)
-    logits = completion_logits(model, batch)
+    return logps_of_states(model, batch, completion_states(model, batch))
+
+
+def logps_of_states(model: PreTrainedModel, batch: Batch, states: Tensor) -> tuple[Tensor, Tensor]:
+    """`completion_logps` where the body has been run: `states` (N, D) of `completion_states`."""
+    mask = completion_mask(batch)
     targets = batch.input_ids[_positions(batch, mask, shift=0)]
-    logp = -F.cross_entropy(logits, targets, reduction="none")
-    return torch.zeros(mask.shape, device=logp.device).masked_scatter(mask, logp), mask.long()
+    logp = -F.cross_entropy(head_logits(model, states), targets, reduction="none")
+    return as_table(logp, mask), mask.long()
 
 
 def completion_logits(model: PreTrainedModel, batch: Batch) -> Tensor:
     """The logits (N, V), float32, that predict the batch's N completion tokens, row after row."""
+    return head_logits(model, completion_states(model, batch))
+
+
+def completion_states(model: PreTrainedModel, batch: Batch) -> Tensor:
+    """The body's states (N, D) in which the batch's N completion tokens are chosen, row by row."""
     hidden = model.base_model(input_ids=batch.input_ids, use_cache=False).last_hidden_state
-    mask = _completion_mask(batch)
     # shift: the state at position t predicts the token at t + 1
-    states = hidden[_positions(batch, mask, shift=-1)]
+    return hidden[_positions(batch, completion_mask(batch), shift=-1)]
+
+
+def head_logits(model: PreTrainedModel, states: Tensor) -> Tensor:
+    """The vocabulary head's logits (N, V), float32 whatever the body computes in."""
     head = model.get_output_embeddings()
     with torch.autocast(states.device.type, enabled=False):
         bias = None if head.bias is None else head.bias.float()
@@ -84,9 +96,15 @@ def sum_logps(model: PreTrainedModel, rows: Sequence[Row], batch_size: int) -> T
     return sums
 
 
-def _completion_mask(batch: Batch) -> Tensor:
+def completion_mask(batch: Batch) -> Tensor:
+    """Where a row has completion tokens: (B, T), bool, from lengths and never from token ids."""
     steps = torch.arange(int(batch.completion_lengths.max()), device=batch.input_ids.device)
     return steps < batch.completion_lengths[:, None]
+
+
+def as_table(numbers: Tensor, mask: Tensor) -> Tensor:
+    """N numbers, row after row, as a table (B, T) that is 0 where `mask` is."""
+    return torch.zeros(mask.shape, device=numbers.device).masked_scatter(mask, numbers)
 
 
 def _positions(batch: Batch, mask: Tensor, shift: int) -> tuple[Tensor, Tensor]:

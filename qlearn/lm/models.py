@@ -24,7 +24,8 @@ from transformers import (
 )
 
 from qlearn.errors import InputError
-from qlearn.lm.worlds import EOS, MARKS, PAD, VARIANTS, SlotWorld
+from qlearn.lm.grammar import EOS, MARKS, PAD
+from qlearn.lm.worlds import GRAMMARS, World
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,13 @@ def load_model(name: str, tokenizer: PreTrainedTokenizerBase, seed: int = 0) -> 
             f"The model {name} has {rows} rows for tokens but the tokenizer has {len(tokenizer)} "
             "tokens; pass the tokenizer that belongs to the model with --tokenizer."
         )
+    no_dropout(model)
+    _check_head(model, name)
+    return model.eval()
+
+
+def no_dropout(model: PreTrainedModel) -> PreTrainedModel:
+    """The same model with every dropout at rate 0, in training too."""
     for module in model.modules():
         # some layers hold their rate as a plain number (GPT-NeoX: attention_dropout)
         for attribute, value in vars(module).items():
@@ -97,8 +105,7 @@ def load_model(name: str, tokenizer: PreTrainedTokenizerBase, seed: int = 0) -> 
                 setattr(module, attribute, 0.0)
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-    _check_head(model, name)
-    return model.eval()
+    return model
 
 
 def _random_model(shape: str, tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
@@ -126,14 +133,14 @@ def _check_head(model: PreTrainedModel, name: str) -> None:
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """The tokenizer called `name`: "slots" (the embedded world's), a directory, or a hub id.
+    """The tokenizer called `name`: an embedded world's ("slots", "trips"), a directory, a hub id.
 
     A directory may hold nothing but `tokenizer.json`. The padding token is never the end of text.
 
     Raises: InputError for an unreachable hub or a directory without a tokenizer.
     """
-    if name == "slots":
-        return slots_tokenizer()
+    if name in {grammar.name for grammar in GRAMMARS.values()}:
+        return world_tokenizer(World(name))
     lone = os.path.join(name, "tokenizer.json")
     if os.path.isfile(lone) and not os.path.isfile(os.path.join(name, "tokenizer_config.json")):
         tokenizer = PreTrainedTokenizerFast(tokenizer_file=lone, eos_token=EOS, bos_token=EOS)
@@ -150,11 +157,11 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def slots_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a word and a punctuation mark of the slot-summary world."""
+def world_tokenizer(world: World) -> PreTrainedTokenizerFast:
+    """One token a word and a punctuation mark of an embedded world."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-    words = SlotWorld.vocabulary()
+    words = world.vocabulary()
     inner = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token=PAD))
     inner.pre_tokenizer = pre_tokenizers.Whitespace()
     # Each token but the first is given a leading space, which marks lose again.
@@ -166,12 +173,35 @@ def slots_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def default_tokenizer(model: str, data: str) -> str:
-    """The tokenizer meant when none is named: the world's for the world, else the model's own."""
+    """The tokenizer meant when none is named: the world's for a world, else the model's own."""
     if model == "tiny" or model.startswith("random:"):
-        if data in VARIANTS:
-            return "slots"
+        if data in GRAMMARS:
+            return GRAMMARS[data].name
         raise InputError(f"The model {model} has no tokenizer of its own; pass --tokenizer.")
     return model
+
+
+def check_knows(tokenizer: PreTrainedTokenizerBase, world: World) -> None:
+    """Raises InputError where `world` has a word that `tokenizer` can only call unknown."""
+    words = world.vocabulary()[2:]  # without the end and the padding
+    ids = tokenizer(words, add_special_tokens=False).input_ids
+    unknown = [w for w, known in zip(words, ids, strict=True) if tokenizer.unk_token_id in known]
+    if unknown:
+        raise InputError(
+            f"The tokenizer does not know {len(unknown)} words of the world {world.variant}, "
+            f"{unknown[0]!r} for one; take a model trained on that world, or --tokenizer "
+            f"{world.grammar.name}."
+        )
+
+
+def check_same_tokenizer(policy: PreTrainedTokenizerBase, judge: PreTrainedTokenizerBase) -> None:
+    """Raises InputError unless both tokenizers give the same ids to the same tokens."""
+    if policy.get_vocab() != judge.get_vocab():
+        raise InputError(
+            f"The policy's tokenizer ({len(policy)} tokens) and the reward model's ({len(judge)}) "
+            "are not the same, so the reward model would read other words than were written; train "
+            "it from a model of the policy's family."
+        )
 
 
 def check_same_vocabulary(policy: PreTrainedModel, reference: PreTrainedModel) -> None:

@@ -10,8 +10,16 @@ import json
 import os
 from pathlib import Path
 
-# file: (module with `run(seeds)`, seeds); about 12 minutes on two cores
-MEASUREMENTS = {"tiny_dpo": ("qlearn.findings.slot_world", range(5))}
+# file: (module with `run(seeds)`, or module:function, seeds); about 12 minutes on two cores
+MEASUREMENTS = {
+    "tiny_dpo": ("qlearn.findings.slot_world", range(5)),
+    "tiny_credit": ("qlearn.findings.credit_study", range(5)),
+    "tiny_credit_second": ("qlearn.findings.credit_study:run_second", range(5)),
+    "tiny_likelihood": ("qlearn.findings.displacement", range(5)),
+    "tiny_search": ("qlearn.findings.search", range(5)),
+    "proxy_map": ("qlearn.findings.proxy", range(20)),
+    "tiny_proxy": ("qlearn.findings.borrowed", range(3)),
+}
 
 
 def main() -> None:
@@ -20,7 +28,8 @@ def main() -> None:
     os.environ.setdefault("TQDM_DISABLE", "1")
     for name in parser.parse_args().names or MEASUREMENTS:
         module, seeds = MEASUREMENTS[name]
-        found = importlib.import_module(module).run(list(seeds))
+        module, _, function = module.partition(":")
+        found = getattr(importlib.import_module(module), function or "run")(list(seeds))
         found = {"command": f"python -m qlearn.results {name}", **found}
         path = Path(__file__).parent / f"{name}.json"
         path.write_text(json.dumps(rounded(found), indent=1) + "\n", encoding="utf-8")

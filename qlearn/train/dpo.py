@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from scipy.stats import binomtest
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -138,11 +137,10 @@ def evaluate(
     out = losses.dpo(sums[:, 0], sums[:, 1], ref_sums[:, 0], ref_sums[:, 1], config.beta)
     metrics = pair_metrics([(out, sums[:, 0], sums[:, 1])])
     wins = round(metrics["rewards/accuracies"] * len(pairs))
-    interval = binomtest(wins, len(pairs)).proportion_ci(method="wilson")
     result = {f"eval_{key}": value for key, value in metrics.items()}
     return result | {
         "eval_loss": out.loss.mean().item(),
-        "eval_rewards/accuracies_95": [float(interval.low), float(interval.high)],
+        "eval_rewards/accuracies_95": engine.wilson(wins, len(pairs)),
         "eval_pairs": len(pairs),
     }
 

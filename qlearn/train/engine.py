@@ -1,6 +1,6 @@
 """What all training loops share: settings, the plan of batches, the update, the log, the output.
 
-The loops themselves are in `sft` and `dpo`; each reads top to bottom.
+The loops themselves are in `sft`, `reward`, `ppo` and `dpo`; each reads top to bottom.
 """
 
 import dataclasses
@@ -11,11 +11,12 @@ import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 import yaml
+from scipy.stats import binomtest
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, get_scheduler
@@ -23,20 +24,17 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, get_scheduler
 from qlearn.errors import InputError, RunStopped
 from qlearn.lm import data as data_module
 from qlearn.lm.data import Example, Fault
-from qlearn.lm.worlds import VARIANTS, SlotWorld
+from qlearn.lm.models import check_knows
+from qlearn.lm.worlds import WORLDS, World
+from qlearn.options import option, required
 
 PATIENCE = 3  # steps in a row that may be skipped for a loss or gradient that is not finite
-TIMING_KEYS = ("seconds", "pairs_per_second", "rows_per_second")  # all else repeats with the seed
-
-
-def option(default, text: str):
-    """A field of a configuration: its default and what `--help` says about it."""
-    return field(default=default, metadata={"help": text})
-
-
-def required(text: str):
-    """A field of a configuration that has no default."""
-    return field(metadata={"help": text})
+TIMING_KEYS = (
+    "seconds",
+    "eps",
+    "pairs_per_second",
+    "rows_per_second",
+)  # all else repeats with the seed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,14 +45,14 @@ class TrainingConfig:
         "the model to train: a directory, a hub id, tiny, or random:pythia-14m (any Pythia shape)"
     )
     data: str = required(
-        "rows to learn from: a .jsonl or .parquet file, a hub id[:split], or the embedded world "
-        "(slots, delayed, xor)"
+        "rows to learn from: a .jsonl or .parquet file, a hub id[:split], or an embedded world "
+        f"({', '.join(WORLDS)})"
     )
     output_dir: str = required("where the model, metrics.jsonl and qlearn.yaml go")
     tokenizer: str | None = option(None, "a directory or hub id; default: the model's own")
     eval_data: str | None = option(None, "held-out rows; default: a share of the data")
     eval_fraction: float = option(0.1, "the share of the data held out where no eval_data is given")
-    world_rows: int = option(8192, "how many rows to draw where the data is the embedded world")
+    world_rows: int = option(8192, "how many rows to draw where the data is an embedded world")
     max_steps: int | None = option(None, "stop after this many updates; default: num_train_epochs")
     num_train_epochs: int = option(1, "passes over the data")
     per_device_train_batch_size: int = option(16, "rows in one forward pass")
@@ -144,18 +142,20 @@ def load_examples(
     columns: Sequence[str],
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
-    draw: Callable[[SlotWorld], list[dict]],
+    draw: Callable[[World], list[dict]],
     prepare: Callable[[list], list] = list,
 ) -> tuple[list[Example], list[Example]]:
     """(training, held-out) examples of the configured source, all of them validated.
 
-    `draw` makes the rows where the source is the embedded world; `prepare` changes the numbered
+    `draw` makes the rows where the source is an embedded world; `prepare` changes the numbered
     training rows once the held-out ones are set apart.
 
-    Raises: InputError as `usable`, or where nothing is held out.
+    Raises: InputError as `usable`, where nothing is held out, or for a world's unknown words.
     """
-    if config.data in VARIANTS:
-        rows = list(enumerate(draw(SlotWorld(config.data)), start=1))
+    if config.data in WORLDS:
+        world = World(config.data)
+        check_knows(tokenizer, world)
+        rows = list(enumerate(draw(world), start=1))
     else:
         rows = data_module.read_rows(config.data, columns)
     if config.eval_data:
@@ -365,10 +365,16 @@ def open_output(config: TrainingConfig) -> None:
         raise InputError(f"Cannot write to {path}: {error.strerror}.") from error
 
 
+def wilson(wins: int, n: int) -> list[float]:
+    """[low, high]: the 95 % interval of a share of `n`, Wilson's."""
+    interval = binomtest(wins, n).proportion_ci(method="wilson")
+    return [float(interval.low), float(interval.high)]
+
+
 def save(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, output_dir: str, summary: dict
 ) -> None:
-    """A directory that `AutoModelForCausalLM.from_pretrained` loads, with summary.json beside."""
+    """A directory that transformers' `from_pretrained` loads, with summary.json beside."""
     model.save_pretrained(output_dir)
     tokenizer.save_pretrained(output_dir)
     with open(os.path.join(output_dir, "summary.json"), "w", encoding="utf-8") as file:

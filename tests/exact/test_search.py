@@ -98,6 +98,8 @@ def test_claim_sampling_beats_the_best_single_response(beta):
         assert max(scores, key=scores.get) == search.best_prefix(
             tree, search.likelihood_scores(tree, best.logp, beta)
         )
+        found = search.best_objective(tree, reward, log_ref, beta).item()
+        assert abs(found - max(scores.values())) < 1e-10
 
 
 def test_claim_beam_goes_from_greedy_to_the_mode():

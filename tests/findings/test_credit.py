@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from qlearn.findings.credit import Credit, agreement, token_credit
+from qlearn.findings.credit import Credit, agreement, one_step_map, token_credit
 from qlearn.findings.likelihood import log_ratio_and_kl
 from qlearn.findings.slot_world import summarise
 from qlearn.lm.models import load_model
@@ -92,3 +92,20 @@ def test_claim_saved_models_measure_alike(model, other, tokenizer, tmp_path):
     assert dpo.same_weights(model, again)
     one, two = (token_credit(m, other, ROWS, 0.5)[0].advantage for m in (model, again))
     assert torch.equal(one, two)
+
+
+def test_claim_one_step_map_is_the_first_step_of_dpo(model):
+    """D4: ‖e_a − π_ref‖² written out, and the change of log π(a) under a step on its own logits.
+
+    For a row of logits l, log π(a) − log π_ref(a) after l ← l + η (e_a − π_ref) is η ‖e_a − π_ref‖²
+    to first order.
+    """
+    maps = one_step_map(model, ROWS, batch_size=2)
+    step = 1e-3
+    for found, (prompt, completion) in zip(maps, ROWS, strict=True):
+        logp = plain(model, prompt, completion).detach().double()
+        push = torch.eye(logp.shape[1], dtype=torch.float64)[completion] - logp.exp()
+        assert torch.allclose(found.double(), (push**2).sum(-1), atol=1e-5)
+        after = (logp + step * push).log_softmax(-1)
+        moved = (after - logp)[torch.arange(len(completion)), completion]
+        assert torch.allclose(moved / step, found.double(), rtol=2e-2, atol=1e-4)

@@ -1,4 +1,4 @@
-"""The slot-summary world's six requirements, by the reference alone: no model is trained here.
+"""The embedded worlds' six requirements, by the reference alone: no model is trained here.
 
 Expectations over the writers are exact: probabilities of reaching each edge of the grammar's graph.
 """
@@ -12,23 +12,51 @@ import torch
 from scipy.stats import rankdata
 
 from qlearn.errors import InputError
-from qlearn.lm import worlds
-from qlearn.lm.worlds import EOS, LONGEST, UNREADABLE, VARIANTS, SlotWorld, as_text, as_words
+from qlearn.lm import slots, trips
+from qlearn.lm.models import check_knows, default_tokenizer, load_model, load_tokenizer
+from qlearn.lm.worlds import (
+    EOS,
+    LONGEST,
+    UNREADABLE,
+    VARIANTS,
+    WORLDS,
+    SlotWorld,
+    World,
+    as_text,
+    as_words,
+    draw_pairs,
+    fingerprint,
+)
+from qlearn.train import sft
+from qlearn.train.sft import SFTConfig
 
 BETA = 0.5
-WORLD = SlotWorld()
-STATES = [state for level in WORLD.graph[1] for state in level]
+FROZEN = {
+    "slots": "6e38d652307b",
+    "delayed": "752ee60827d1",
+    "xor": "a53248711f34",
+    "trips": "3ac97db755ee",
+    "trips-delayed": "fcf32c0171d8",
+}
+FACTS = ("right", "slip", "habit")  # kinds of token that tell a fact
+
+both = pytest.mark.parametrize("name", ["slots", "trips"])
+every = pytest.mark.parametrize("name", WORLDS)
+
+
+def states(world):
+    return [state for level in world.graph[1] for state in level]
 
 
 def visits(world):
-    """(edge, probability that writers take it) for every edge of the graph, going forward."""
-    (_, levels), reach = world.graph, {("opening", 0): 1.0}
+    """(state, edge, probability that writers take it) for every edge, going forward."""
+    (_, levels), reach = world.graph, {world.start: 1.0}
     found = []
     for _ in levels:
         below = {}
         for state, p in reach.items():
             for edge in world.edges(*state):
-                found.append((edge, p * edge.prob))
+                found.append((state, edge, p * edge.prob))
                 if edge.node is not None:
                     state_below = (edge.node, edge.memory)
                     below[state_below] = below.get(state_below, 0.0) + p * edge.prob
@@ -47,31 +75,31 @@ def auroc(scores, weights, wrong):
     return above / total
 
 
+@both
 @pytest.mark.parametrize("tokens", ["all", "facts"])
 @pytest.mark.parametrize("score", ["surprisal", "one_step"])
-def test_claim_surprise_is_not_guilt(score, tokens):
+def test_claim_surprise_is_not_guilt(name, score, tokens):
     """Requirement 1: under the reference, surprisal and the one-step map of D4 tell wrong tokens
     from right ones no better than chance (AUROC 0.4 to 0.6), over all tokens and over facts."""
-    chosen = [
-        (edge, p) for edge, p in visits(WORLD)
-        if tokens == "all" or edge.kind in ("right", "slip", "habit")
-    ]  # fmt: skip
-    scores = []
-    for edge, _ in chosen:
-        if score == "surprisal":
-            scores.append(-math.log(edge.prob))
-        else:
-            siblings = next(WORLD.edges(*x) for x in STATES if edge in WORLD.edges(*x))
-            scores.append(1 - 2 * edge.prob + sum(e.prob**2 for e in siblings))
-    got = auroc(scores, [p for _, p in chosen], [edge.wrong for edge, _ in chosen])
+    world = World(name)
+    chosen = [x for x in visits(world) if tokens == "all" or x[1].kind in FACTS]
+    if score == "surprisal":
+        scores = [-math.log(edge.prob) for _, edge, _ in chosen]
+    else:
+        scores = [
+            1 - 2 * edge.prob + sum(e.prob**2 for e in world.edges(*state))
+            for state, edge, _ in chosen
+        ]
+    got = auroc(scores, [p for *_, p in chosen], [edge.wrong for _, edge, _ in chosen])
     assert 0.4 <= got <= 0.6
 
 
-def test_claim_both_kinds_of_wrong_and_of_right_are_common():
+@both
+def test_claim_both_kinds_of_wrong_and_of_right_are_common(name):
     """Requirement 1: slips are rare and surprising, habits common and expected; free choices are
     surprising and never wrong."""
     per_kind = {}
-    for edge, p in visits(WORLD):
+    for _, edge, p in visits(World(name)):
         per_kind.setdefault(edge.kind, []).append((p, -math.log(edge.prob)))
     often = {kind: sum(p for p, _ in x) for kind, x in per_kind.items()}
     surprise = {kind: sum(p * s for p, s in x) / often[kind] for kind, x in per_kind.items()}
@@ -80,43 +108,54 @@ def test_claim_both_kinds_of_wrong_and_of_right_are_common():
     assert surprise["habit"] < 0.6 < 1 < surprise["free"] < surprise["slip"]
 
 
-def test_claim_greedy_writers_are_not_optimal():
+@both
+def test_claim_greedy_writers_are_not_optimal(name):
     """Requirement 2: the reference's most likely line earns far less than the optimum."""
-    post, node, memory, greedy = WORLD.posts(1, 0)[0], "opening", 0, []
+    world = World(name)
+    post, (node, memory), greedy = world.posts(1, 0)[0], world.start, []
     while node is not None:
-        edge = max(WORLD.edges(node, memory), key=lambda e: e.prob)
+        edge = max(world.edges(node, memory), key=lambda e: e.prob)
         greedy.append(edge)
         node, memory = edge.node, edge.memory
     words = [edge.word.spell(post) for edge in greedy]
-    best = WORLD.solve(1e-3).value[0].item()
-    assert WORLD.reward(post, words) < 0 < 2 < best
+    best = world.solve(1e-3).value[0].item()
+    assert world.reward(post, words) < 0 < 2 < best
 
 
-def test_claim_length_is_free():
+@both
+def test_claim_length_is_free(name):
     """Requirement 3: short and long lines are both common, and neither pays by being long."""
-    rng = random.Random(0)
-    posts = WORLD.posts(2000, "length")
-    lines = [WORLD.write(post, rng) for post in posts]
+    world, rng = World(name), random.Random(0)
+    posts = world.posts(2000, "length")
+    lines = [world.write(post, rng) for post in posts]
     lengths = torch.tensor([float(len(line)) for line in lines])
-    assert lengths.min() <= 12 and lengths.max() == LONGEST and lengths.std() > 2
-    right = [WORLD.parse(post, line) for post, line in zip(posts, lines, strict=True)]
+    assert lengths.min() <= 12 and lengths.max() == world.longest and lengths.std() > 2
+    right = [world.parse(post, line) for post, line in zip(posts, lines, strict=True)]
     perfect = torch.tensor([not any(edge.wrong for edge in path) for path in right])
     assert lengths[perfect].std() > 2  # faultless lines come in all lengths too
+    paid = torch.tensor([sum(edge.reward for edge in path) for path in right])
+    assert abs(torch.corrcoef(torch.stack([paid, lengths]))[0, 1]) < 0.2
 
 
-def test_claim_delayed_world_moves_the_reward_and_not_the_credit():
-    """Requirement 4 (E4): the salary's reward is paid at EOS, its advantage stays at the salary."""
-    now, late = SlotWorld("slots"), SlotWorld("delayed")
-    rng = random.Random(3)
+@pytest.mark.parametrize(
+    "pair", [("slots", "delayed", "salary"), ("trips", "trips-delayed", "price")]
+)
+def test_claim_delayed_world_moves_the_reward_and_not_the_credit(pair):
+    """Requirement 4 (E4): one fact's reward is paid at EOS, its advantage stays at the fact."""
+    now, late, fact = World(pair[0]), World(pair[1]), pair[2]
+    rng, told = random.Random(3), 0
     for post in now.posts(50, "delayed"):
         line = now.write(post, rng)
         paid, owed = now.explain(post, line, BETA), late.explain(post, line, BETA)
-        at = next(i for i, token in enumerate(paid) if token["word"] in worlds.SALARIES)
-        assert owed[at]["reward"] == 0 and owed[-1]["reward"] == paid[at]["reward"]
+        at = [i for i, edge in enumerate(now.parse(post, line)) if edge.word.fact == fact]
+        told += len(at)
+        for i in at:
+            assert owed[i]["reward"] == 0 and owed[-1]["reward"] == paid[i]["reward"] != 0
         assert paid[-1]["reward"] == 0
         for a, b in zip(paid, owed, strict=True):
             assert a["advantage"] == pytest.approx(b["advantage"], abs=1e-12)
         assert sum(t["reward"] for t in paid) == pytest.approx(sum(t["reward"] for t in owed))
+    assert told > 20
 
 
 def test_claim_xor_world_credits_the_second_token():
@@ -124,22 +163,23 @@ def test_claim_xor_world_credits_the_second_token():
     world, rng = SlotWorld("xor"), random.Random(4)
     for post in world.posts(50, "xor"):
         tokens = world.explain(post, world.write(post, rng), BETA)
-        verb = next(token for token in tokens if token["word"] in worlds.VERBS)
-        hopeful = tokens[0]["word"] in worlds.OPENINGS[:12]
-        agrees = hopeful == (verb["word"] in worlds.VERBS[:8])
+        verb = next(token for token in tokens if token["word"] in slots.VERBS)
+        hopeful = tokens[0]["word"] in slots.OPENINGS[:12]
+        agrees = hopeful == (verb["word"] in slots.VERBS[:8])
         assert tokens[0]["advantage"] == pytest.approx(0, abs=1e-12)
         assert (verb["advantage"] > 0) == agrees and abs(verb["advantage"]) > 0.2
 
 
-def test_claim_labels_are_bradley_terry_on_the_true_reward():
+@both
+def test_claim_labels_are_bradley_terry_on_the_true_reward(name):
     """Requirement 5: over 4,000 pairs the better line wins as often as σ(ΔR) says."""
-    rng = random.Random(5)
-    posts = WORLD.posts(4000, "labels")
-    first, second = ([as_text(WORLD.write(p, rng)) for p in posts] for _ in range(2))
-    rows = WORLD.label(posts, first, second, seed=1)
-    assert rows == WORLD.label(posts, first, second, seed=1)
+    world, rng = World(name), random.Random(5)
+    posts = world.posts(4000, "labels")
+    first, second = ([as_text(world.write(p, rng)) for p in posts] for _ in range(2))
+    rows = world.label(posts, first, second, seed=1)
+    assert rows == world.label(posts, first, second, seed=1)
     gaps = torch.tensor([
-        WORLD.reward(p, as_words(a)) - WORLD.reward(p, as_words(b))
+        world.reward(p, as_words(a)) - world.reward(p, as_words(b))
         for p, a, b in zip(posts, first, second, strict=True)
     ])  # fmt: skip
     wins = torch.tensor([float(row["chosen"] == a) for row, a in zip(rows, first, strict=True)])
@@ -148,37 +188,43 @@ def test_claim_labels_are_bradley_terry_on_the_true_reward():
     assert wins[gaps > 1].mean() > 0.75 and wins[gaps < -1].mean() < 0.25
 
 
-def test_claim_posts_and_lines_read_like_english():
+@pytest.mark.parametrize(
+    ("name", "first", "last"),
+    [("slots", "SUBREDDIT: r/jobs\n\nTITLE: ", "\n\nTL;DR:"),
+     ("trips", "TO: booking desk\n\nSUBJECT: ", "\n\nNOTE:")],
+)  # fmt: skip
+def test_claim_posts_and_lines_read_like_english(name, first, last):
     """Requirement 6: whole sentences with the facts in place, lines of one opening and one stop."""
-    rng = random.Random(6)
-    for post in WORLD.posts(200, "english"):
-        assert post.prompt.startswith("SUBREDDIT: r/jobs\n\nTITLE: ")
-        assert post.prompt.endswith("\n\nTL;DR:") and "{" not in post.prompt
-        for fact, value in post.facts.items():
-            assert worlds.FORMS[fact][value][0] in post.prompt
-        line = as_text(WORLD.write(post, rng))
+    world, rng = World(name), random.Random(6)
+    for post in world.posts(200, "english"):
+        assert post.prompt.startswith(first) and post.prompt.endswith(last)
+        body = post.prompt.split("\n\n")[2]
+        assert "{" not in body and "  " not in body and body[-1] in ".!?"
+        for fact in world.grammar.facts:
+            assert fact.forms[post.facts[fact.name]][0] in body
+        line = as_text(world.write(post, rng))
         assert line[0] == " " and line[1].isupper() and line[-1] in ".!" and "  " not in line
 
 
-def test_claim_exact_advantage_equals_enumeration_of_the_grammar():
+@every
+def test_claim_exact_advantage_equals_enumeration_of_the_grammar(name):
     """V* by brute force over all ways to finish a line: β log E_ref exp(R/β), recursively."""
-    for variant in VARIANTS:
-        world = SlotWorld(variant)
+    world = World(name)
 
-        def mean_exp(node, memory, world=world):
-            if node is None:
-                return 1.0
-            return sum(
-                e.prob * math.exp(e.reward / BETA) * mean_exp(e.node, e.memory)
-                for e in _merged(world.edges(node, memory))
-            )
+    def mean_exp(node, memory):
+        if node is None:
+            return 1.0
+        return sum(
+            e.prob * math.exp(e.reward / BETA) * mean_exp(e.node, e.memory)
+            for e in _merged(world.edges(node, memory))
+        )
 
-        expected = BETA * math.log(mean_exp("opening", 0))
-        assert world.solve(BETA).value[0].item() == pytest.approx(expected, abs=1e-12)
-        post = world.posts(1, 1)[0]
-        tokens = world.explain(post, world.write(post, random.Random(1)), BETA)
-        total = sum(t["advantage"] for t in tokens)
-        assert total == pytest.approx(sum(t["reward"] for t in tokens) - expected, abs=1e-10)
+    expected = BETA * math.log(mean_exp(*world.start))
+    assert world.solve(BETA).value[0].item() == pytest.approx(expected, abs=1e-12)
+    post = world.posts(1, 1)[0]
+    tokens = world.explain(post, world.write(post, random.Random(1)), BETA)
+    total = sum(t["advantage"] for t in tokens)
+    assert total == pytest.approx(sum(t["reward"] for t in tokens) - expected, abs=1e-10)
 
 
 def _merged(edges):
@@ -189,36 +235,160 @@ def _merged(edges):
     return [replace(g[0], prob=sum(e.prob for e in g)) for g in groups.values()]
 
 
-def test_claim_probabilities_of_every_state_sum_to_one():
-    for variant in VARIANTS:
-        world = SlotWorld(variant)
-        for level in world.graph[1]:
-            for state in level:
-                assert sum(e.prob for e in world.edges(*state)) == pytest.approx(1, abs=1e-12)
-    assert world.graph[0].horizon == LONGEST
+@every
+def test_claim_probabilities_of_every_state_sum_to_one(name):
+    world = World(name)
+    for state in states(world):
+        assert sum(e.prob for e in world.edges(*state)) == pytest.approx(1, abs=1e-12)
+    assert world.longest == (LONGEST if name in VARIANTS else 27)
 
 
-def test_claim_text_and_words_are_inverse():
-    rng = random.Random(7)
-    for post in WORLD.posts(200, "inverse"):
-        words = WORLD.write(post, rng)
+@every
+def test_claim_a_word_says_which_edge_was_taken(name):
+    """No two edges of a state spell the same word, or a line's probability would be ambiguous."""
+    world = World(name)
+    for post in world.posts(20, "edges"):
+        for state in states(world):
+            spelled = [edge.word.spell(post) for edge in world.edges(*state)]
+            assert len(set(spelled)) == len(spelled)
+
+
+@both
+def test_claim_text_and_words_are_inverse(name):
+    world, rng = World(name), random.Random(7)
+    for post in world.posts(200, "inverse"):
+        words = world.write(post, rng)
         assert as_words(as_text(words)) == words and words[-1] == EOS
-        assert WORLD.parse(post, words) is not None
+        assert world.parse(post, words) is not None
 
 
-def test_claim_unreadable_lines_cost():
+@both
+def test_claim_unreadable_lines_cost(name):
     """A line that leaves the grammar keeps what it had earned and pays for leaving."""
-    post = WORLD.posts(1, 2)[0]
-    words = WORLD.write(post, random.Random(2))
-    assert WORLD.parse(post, words[:-2]) is None and WORLD.explain(post, words[:-2], BETA) is None
-    earned = sum(e.reward for e in WORLD.parse(post, words))
-    assert WORLD.reward(post, [*words[:-1], "nurse", EOS]) == pytest.approx(earned + UNREADABLE)
-    assert WORLD.reward(post, [EOS]) == UNREADABLE
+    world = World(name)
+    post = world.posts(1, 2)[0]
+    words = world.write(post, random.Random(2))
+    assert world.parse(post, words[:-2]) is None and world.explain(post, words[:-2], BETA) is None
+    earned = sum(e.reward for e in world.parse(post, words))
+    assert world.reward(post, [*words[:-1], "nurse", EOS]) == pytest.approx(earned + UNREADABLE)
+    assert world.reward(post, [EOS]) == UNREADABLE
 
 
 def test_claim_unknown_worlds_are_named():
     with pytest.raises((InputError, ValueError), match="There is no world 'sloths'"):
         SlotWorld("sloths")
+
+
+# --- the second world --------------------------------------------------------------------------
+
+
+def test_claim_worlds_share_no_fact_and_no_free_choice():
+    """Nothing that one world's writers can say about a post is a word of the other's facts."""
+    said = [
+        {w for fact in module.FACTS for forms in fact.forms for w in forms}
+        | {w for w in module.GRAMMAR.words if w not in ("in", "from")}
+        for module in (slots, trips)
+    ]
+    assert said[0] & said[1] == set() and min(map(len, said)) > 100
+
+
+def test_claim_trip_writers_swap_round_down_and_change_the_unit():
+    """The habits are as the module says: two wrong words for a swap, and inside the lists."""
+    world, rng, swaps = World("trips"), random.Random(9), 0
+    for post in world.posts(400, "habits"):
+        line = world.write(post, rng)
+        path = world.parse(post, line)
+        told = {
+            world.edges(*before)[0].word.fact: (edge, word)
+            for before, edge, word in zip(_states(world, path), path, line, strict=True)
+        }
+        value = {fact.name: fact.forms[post.facts[fact.name]][0] for fact in trips.FACTS}
+        assert value["origin"] != value["goal"]
+        (first, origin), (second, goal) = told["origin"], told["goal"]
+        if first.wrong:
+            swaps += 1
+            assert origin == value["goal"] and goal in (value["origin"], value["goal"])
+            assert second.wrong == (goal == value["origin"])
+        if "price" in told and told["price"][0].wrong:
+            assert int(told["price"][1]) == int(value["price"]) - 30
+        if "unit" in told and told["unit"][0].wrong:
+            units = trips.UNITS
+            assert told["unit"][1] == units[(units.index(value["unit"]) + 1) % len(units)]
+    assert 0.5 < swaps / 400 < 0.66
+
+
+def _states(world, path):
+    return [world.start, *((edge.node, edge.memory) for edge in path[:-1])]
+
+
+@every
+def test_claim_each_world_has_a_tokenizer_that_knows_its_words(name):
+    """Text survives tokenising, one token a word, and nothing is unknown."""
+    world, rng = World(name), random.Random(10)
+    tokenizer = load_tokenizer(default_tokenizer("tiny", name))
+    check_knows(tokenizer, world)
+    for post in world.posts(100, "tokens"):
+        line = world.write(post, rng)
+        ids = tokenizer(post.prompt + as_text(line)).input_ids
+        assert tokenizer.unk_token_id not in ids and len(ids) < 200
+        ids = tokenizer(as_text(line)).input_ids
+        assert tokenizer.convert_ids_to_tokens(ids) == line[:-1]
+        assert tokenizer.decode(ids) == as_text(line).strip()
+
+
+def test_claim_a_tokenizer_of_another_world_is_refused(tmp_path):
+    with pytest.raises(InputError, match="words of the world trips"):
+        check_knows(load_tokenizer("slots"), World("trips"))
+    config = SFTConfig(model="tiny", data="trips", tokenizer="slots", output_dir=str(tmp_path))
+    with pytest.raises(InputError, match="or --tokenizer trips"):
+        sft.run(config)
+
+
+def test_claim_training_takes_any_world_by_its_name(tmp_path):
+    """`--data trips` needs no file and no tokenizer: three steps of supervised fine-tuning."""
+    config = SFTConfig(
+        model="tiny", data="trips", output_dir=str(tmp_path / "a"), world_rows=60, max_steps=3
+    )
+    assert sft.run(config)["before"]["eval_rows"] == 6
+    assert len(load_tokenizer(str(tmp_path / "a"))) == len(World("trips").vocabulary())
+
+
+def test_claim_pairs_come_from_any_model_in_any_world():
+    """What `qlearn dpo --data trips` learns from; an untrained model's lines are unreadable."""
+    world, tokenizer = World("trips"), load_tokenizer("trips")
+    rows = draw_pairs(world, load_model("tiny", tokenizer, seed=0), tokenizer, 6, "pairs")
+    assert [row["prompt"] for row in rows] == [p.prompt for p in world.posts(6, "pairs pairs")]
+    for row, post in zip(rows, world.posts(6, "pairs pairs"), strict=True):
+        lengths = [len(as_words(row[side])) - 1 for side in ("chosen", "rejected")]
+        assert row["chosen"] != row["rejected"] and max(lengths) <= world.longest + 4
+        assert world.reward(post, as_words(row["rejected"])) == UNREADABLE
+
+
+# --- what guards the worlds --------------------------------------------------------------------
+
+
+@every
+def test_claim_worlds_are_frozen(name):
+    """Results were measured on these very worlds. A change of theirs is a change of all results."""
+    assert fingerprint(World(name)) == FROZEN[name], (
+        f"The world {name} is not what the results were measured on: undo the change, or measure "
+        "every results file of this world again (make results) and then write its new fingerprint "
+        "here."
+    )
+
+
+@pytest.mark.parametrize("change", [dict(prob=0.4), dict(reward=0.1), dict(kind="free")])
+def test_claim_fingerprint_sees_one_edge(change, monkeypatch):
+    """One edge of the last state of a grammar, changed in any field."""
+    before = fingerprint(World("trips"))
+    edges = World.edges
+
+    def changed(self, node, memory=0):
+        found = edges(self, node, memory)
+        return tuple(replace(e, **change) for e in found) if node == "after thing 3" else found
+
+    monkeypatch.setattr(World, "edges", changed)
+    assert fingerprint(World("trips")) != before
 
 
 def test_claim_auroc_of_this_file_is_the_usual_one():

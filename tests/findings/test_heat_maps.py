@@ -1,0 +1,82 @@
+"""What a heat map follows: the measurement tells advantage from reward where they differ."""
+
+import pytest
+import torch
+
+from qlearn.findings.credit import Credit
+from qlearn.findings.heat_maps import as_rows, follows, negotiation, places, showcase
+from qlearn.lm.models import load_tokenizer
+from qlearn.lm.worlds import WORLDS, World
+
+BETA = 0.5
+
+
+def oracle(world, key):
+    """A `credit` that says the exact advantage, or the true reward, of the held-out lines."""
+    import random
+
+    posts, rng = world.posts(60, "held out 0"), random.Random("held out 0")
+    truths = [world.explain(post, world.write(post, rng), BETA) for post in posts]
+
+    def credit(rows):
+        found = [torch.tensor([word[key] for word in truth]) for truth in truths]
+        assert [len(x) for x in found] == [len(completion) for _, completion in rows]
+        return [Credit(x, x, x, x, x) for x in found]
+
+    return credit
+
+
+@pytest.mark.parametrize("key", ["advantage", "reward"])
+def test_eq_10_delayed_rewards_tell_the_two_apart(tokenizer, key):
+    """E4: a map that is the advantage correlates 1 with it and little with the reward."""
+    world = World("delayed")
+    found = follows(world, oracle(world, key), tokenizer, BETA, seed=0, n=60)
+    other = {"advantage": "reward", "reward": "advantage"}[key]
+    assert found[f"pearson_{key}"] == pytest.approx(1, abs=1e-6)
+    assert found[f"pearson_{other}"] == pytest.approx(found["advantage_with_reward"], abs=1e-6)
+    assert found["advantage_with_reward"] < 0.5
+    place = found["by_place"]
+    assert place["end charged"]["exact"] == pytest.approx(0, abs=1e-9)
+    assert place["end charged"]["reward"] == pytest.approx(-1.2)
+    assert place["salary habit"]["exact"] < -1 and place["salary habit"]["reward"] == 0
+
+
+def test_claim_xor_pays_the_second_word_only():
+    """E5: neither tone of opening has an exact advantage; verbs are charged or paid."""
+    world = World("xor")
+    found = follows(world, oracle(world, "advantage"), load_tokenizer("slots"), BETA, 0, n=60)
+    place = found["by_place"]
+    assert place["opening free"]["exact"] == pytest.approx(0, abs=1e-9)
+    assert place["verb charged"]["exact"] < -1 and place["verb paid"]["exact"] > 0.2
+
+
+def test_claim_places_name_every_word_once_known():
+    world = World("delayed")
+    post, words = showcase(world)
+    labels = places(world, world.parse(post, words))
+    assert len(labels) == len(words) and labels[0] == "opening free" and labels[1] == "colon fixed"
+    assert "salary habit" in labels and labels[-1] == "end charged"
+
+
+@pytest.mark.parametrize("name", WORLDS)
+def test_claim_the_showcase_errs_where_its_variant_looks(name):
+    world = World(name)
+    post, words = showcase(world)
+    assert showcase(world) == (post, words) and len(words) >= 0.8 * world.longest
+    labels = places(world, world.parse(post, words))
+    wanted = {"xor": "verb charged", "trips": "price habit", "trips-delayed": "price habit"}
+    assert wanted.get(name, "salary habit") in labels
+
+
+def test_claim_our_negotiation_has_two_errors_of_the_papers_kind(tokenizer):
+    """The good summary is right in every fact; the other turns junior to chief and 38k to 54k."""
+    world = World()
+    post, good, bad = negotiation()
+    told = world.explain(post, good, BETA)
+    assert not any(word["wrong"] for word in told)
+    assert sum(word["kind"] == "right" for word in told) == 5
+    assert [(a, b) for a, b in zip(good, bad, strict=True) if a != b] == [
+        ("junior", "chief"), ("38k", "54k")]  # fmt: skip
+    assert world.parse(post, bad) is None  # nobody writes that salary
+    assert tokenizer.unk_token_id not in [i for row in as_rows(tokenizer, [(post, good)]) for i in
+                                          row[0] + row[1][:-1]]  # fmt: skip

@@ -1,0 +1,126 @@
+"""The diagnosis of a run: each verdict on hand-made curves, the law behind it, its files."""
+
+import json
+
+import numpy as np
+import pytest
+
+from qlearn import cli
+from qlearn.errors import InputError
+from qlearn.findings.likelihood import (
+    VERDICTS,
+    DiagnoseConfig,
+    diagnose,
+    read_metrics,
+    run,
+    variance_of_margin,
+)
+
+
+def curve(chosen, rejected, steps=12, wobble=0.01):
+    """A log that goes from 0 to these rewards in half the run and stays there, nearly."""
+    lines = []
+    for step in range(1, steps + 1):
+        part, up = min(1, 2 * step / steps), wobble * (-1) ** step
+        lines.append({"step": step, "loss": 0.6, "rewards/chosen": part * chosen + up,
+                      "rewards/rejected": part * rejected - up})  # fmt: skip
+    return lines
+
+
+@pytest.mark.parametrize("margin", [1e-4, 0.3, 1.0, 4.0, 30.0])
+def test_reference_variance_of_margin_by_simulation(margin):
+    """Two million draws of Δ with the variance found have the margin asked for."""
+    v = variance_of_margin(margin)
+    gap = np.random.default_rng(0).normal(0, np.sqrt(2 * v), 2_000_000)
+    assert (gap * np.tanh(gap / 2)).mean() == pytest.approx(margin, rel=5e-3)
+    assert v >= margin * (1 - 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("verdict", "log", "evidence"),
+    [
+        ("falls as expected", curve(-0.42, -1.05), {}),
+        ("falls too far", curve(-6.0, -6.6), {}),
+        ("benign", curve(-0.42, -1.05), {"nll": (18.7, 17.2)}),
+        ("benign", curve(-6.0, -6.6), {"unreadable": (0.08, 0.09)}),
+        ("harmful", curve(-0.42, -1.05), {"nll": (18.7, 19.4)}),
+        ("harmful", curve(0.3, -0.4), {"nll": (18.7, 17.2), "unreadable": (0.1, 0.9)}),
+        ("rises", curve(0.3, -0.4), {}),
+        ("rises", curve(0.3, -0.4), {"unreadable": (0.1, 0.1)}),
+        ("not learning", curve(-0.5, -0.5, wobble=0.2), {}),
+        ("not learning", curve(-0.8, -0.3), {}),
+    ],
+)
+def test_claim_each_verdict(verdict, log, evidence):
+    found = diagnose(log, beta=0.5, **evidence)
+    assert found.verdict == verdict
+    assert found.look_at == VERDICTS[verdict] and f"{found.numbers['chosen']:.3g}" in found.sentence
+
+
+def test_eq_16_what_is_expected_falls_with_one_over_beta():
+    """The same curves are as expected at β = 0.1 and too far at β = 4: the law decides, not a
+    threshold on the fall. The expectation is −v/2β for the margin's own v."""
+    log = curve(-2.0, -2.9)
+    assert diagnose(log, beta=0.1).verdict == "falls as expected"
+    assert diagnose(log, beta=4.0).verdict == "falls too far"
+    low, high = (diagnose(log, beta=b).numbers for b in (0.1, 4.0))
+    assert low["expected_mean"] == pytest.approx(40 * high["expected_mean"])
+    v = variance_of_margin(low["margin"])
+    assert low["expected_mean"] == pytest.approx(-v / 0.2)
+    assert low["expected_chosen"] == pytest.approx(low["expected_mean"] + low["margin"] / 2)
+
+
+def test_claim_the_start_of_a_run_does_not_count():
+    """Only the last third is the end, and lines without rewards are passed over."""
+    log = [{"step": 0, "skipped": True}, *curve(5.0, 4.0, steps=20), *curve(-0.4, -1.0, steps=40)]
+    assert diagnose(log, beta=0.5).numbers["chosen"] == pytest.approx(-0.4, abs=0.02)
+    with pytest.raises(InputError, match="has 2 lines"):
+        diagnose(log[:3], beta=0.5)
+
+
+def write(folder, name, text):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text(text, encoding="utf-8")
+
+
+def test_claim_it_reads_our_runs_and_trls(tmp_path, capsys):
+    """metrics.jsonl with β from qlearn.yaml; TRL's latest trainer_state.json with --beta."""
+    log = curve(-0.42, -1.05)
+    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+    write(ours, "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in log))
+    write(ours, "qlearn.yaml", "beta: 0.5\n")
+    for step, lines in ((2, log[:2]), (12, [*log, {"train_runtime": 3.0}])):
+        state = {"global_step": step, "log_history": lines}
+        write(theirs / f"checkpoint-{step}", "trainer_state.json", json.dumps(state))
+    one = run(DiagnoseConfig(run_dir=str(ours)))
+    two = run(DiagnoseConfig(run_dir=str(theirs), beta=0.5))
+    assert one == two and one.verdict == "falls as expected"
+    assert read_metrics(str(theirs))[:-1] == log
+    capsys.readouterr()
+    assert cli.main(["diagnose", str(ours), "--nll_before", "18", "--nll_after", "19"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("harmful: ") and "18 to 19" in out and "Next: Read samples" in out
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        ([], "pass the run's with --beta"),
+        (["--beta", "0"], "must be positive"),
+        (["--beta", "1", "--nll_before", "3"], "only together"),
+        (["--beta", "1", "--unreadable_before", "0", "--unreadable_after", "2"], "cannot be"),
+    ],
+)
+def test_claim_bad_input_is_one_sentence(tmp_path, capsys, flags, sentence):
+    write(tmp_path, "metrics.jsonl", "".join(json.dumps(x) + "\n" for x in curve(-1, -2)))
+    assert cli.main(["diagnose", str(tmp_path), *flags]) == 2
+    err = capsys.readouterr().err
+    assert sentence in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("text", [None, "{", "[1"])
+def test_claim_unreadable_metrics_are_named(tmp_path, text):
+    if text:
+        write(tmp_path, "metrics.jsonl", text)
+    with pytest.raises(InputError, match="neither metrics.jsonl nor" if not text else "cannot be"):
+        read_metrics(str(tmp_path))

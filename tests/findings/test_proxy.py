@@ -1,0 +1,76 @@
+"""Borrowed advantages: the mixture of language models, and the map of its exactness."""
+
+import pytest
+import torch
+
+from qlearn.errors import InputError
+from qlearn.exact import soft
+from qlearn.findings import proxy
+from qlearn.lm.cursor import Cursor
+from qlearn.lm.models import load_model
+from qlearn.lm.worlds import SlotWorld
+
+
+def test_eq_14_one_formula_for_eft_proxy_tuning_and_dera(model, other, tokenizer):
+    """Per token, from logits; α = 0 is the base, and DeRa's α = 1 the tuned model itself."""
+    base = load_model("tiny", tokenizer, seed=3)
+    prompts = [[5, 6, 7], [9]]
+
+    def logp(policy):
+        return Cursor(policy, prompts, len(tokenizer)).logp
+
+    lent = logp(model) - logp(other)
+    for alpha in (0.0, 0.5, 2.0):
+        expected = (logp(base) + alpha * lent).log_softmax(-1)
+        assert torch.allclose(logp(proxy.tilted(base, model, other, alpha)), expected, atol=1e-4)
+    assert torch.allclose(logp(proxy.tilted(base, model, other, 0.0)), logp(base), atol=1e-4)
+    dera = proxy.tilted(other, model, other, 1.0)
+    assert len(dera.models) == 2 and torch.allclose(logp(dera), logp(model), atol=1e-4)
+
+
+def test_claim_another_vocabulary_is_refused_in_a_sentence(model, other, tokenizer):
+    wide = load_model("random:pythia-14m", tokenizer)
+    with pytest.raises(InputError, match="50304"):
+        proxy.tilted(wide, model, other, 1.0)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0, 2.0])
+def test_claim_the_gap_is_nought_where_theory_says_so_and_only_there(alpha):
+    """G1, G2: same base with α in {0, 1}, or one token, or the additive world (E3)."""
+    for seed in range(5):
+        tree, reward, untuned, other = proxy.random_problem(3, seed)
+        same = proxy.gap(tree, reward, untuned, untuned, 0.5, alpha)[0]
+        apart = proxy.gap(tree, reward, other, untuned, 0.5, alpha)[0]
+        assert same < 1e-12 if alpha in (0.0, 1.0) else same > 1e-2
+        assert apart < 1e-12 if alpha == 0 else apart > 1e-2
+        assert proxy.gap(*_given(proxy.additive_problem(3, seed)), 0.5, alpha)[0] < 1e-12
+        assert proxy.gap(*_given(proxy.random_problem(1, seed)), 0.5, alpha)[0] < 1e-12
+
+
+def _given(problem):
+    tree, reward, untuned, other = problem
+    return tree, reward, other, untuned
+
+
+def test_claim_the_gap_agrees_with_enumeration():
+    """Both numbers from response probabilities alone, on one tree."""
+    tree, reward, untuned, base = proxy.random_problem(3, 7)
+    tuned = soft.soft_backup(tree, reward, untuned, 0.5).logp
+    mixed = [
+        (b + 2 * (t - u)).log_softmax(-1) for b, t, u in zip(base, tuned, untuned, strict=True)
+    ]
+    log_mix = tree.path_sums(tuple(mixed))
+    log_exact = (tree.path_sums(base) + tree.path_sums(reward) * 2 / 0.5).log_softmax(0)
+    worst, kl = proxy.gap(tree, reward, base, untuned, 0.5, 2.0)
+    assert abs(worst - (log_mix - log_exact).abs().max().item()) < 1e-10
+    assert abs(kl - (log_exact.exp() * (log_exact - log_mix)).sum().item()) < 1e-10
+
+
+def test_claim_dera_in_the_slot_world_loses_the_kl_it_misses():
+    """J of the mix at β/α is V* less β/α · KL(mix ‖ exact): at most V*, and V* itself at α = 1."""
+    found = proxy.slot_world_dera(SlotWorld())
+    for alpha, row in found.items():
+        assert row["mixed_objective"] <= row["value"] + 1e-10
+        assert row["kl"] > 1e-3 or alpha == "1"
+    assert abs(found["1"]["mixed_objective"] - found["1"]["value"]) < 1e-10
+    assert found["4"]["value"] - found["4"]["mixed_objective"] > 0.01

@@ -1,0 +1,158 @@
+"""Each statistic against a known answer, and under its null: the level is what it says."""
+
+import gc
+import itertools
+import math
+
+import numpy as np
+import pytest
+from scipy.stats import binom, norm
+
+from qlearn.findings import stats
+
+
+def test_claim_auroc_counts_ordered_pairs():
+    """Against the double loop, with ties; 1, 0 and ½ where they must be."""
+    rng = np.random.default_rng(0)
+    score, positive = rng.integers(0, 6, 60).astype(float), rng.random(60) < 0.4
+    wins = [
+        (s > t) + (s == t) / 2 for s in score[positive] for t in score[~positive]
+    ]  # fmt: skip
+    assert stats.auroc(score, positive) == pytest.approx(sum(wins) / len(wins), abs=1e-12)
+    assert stats.auroc(positive.astype(float), positive) == 1
+    assert stats.auroc(-positive.astype(float), positive) == 0
+    assert stats.auroc(np.zeros(60), positive) == 0.5
+    with pytest.raises(ValueError, match="needs both classes"):
+        stats.auroc(score, np.zeros(60, dtype=bool))
+
+
+def test_reference_mcnemar_is_the_exact_binomial():
+    """8 prompts won by the first alone, 2 by the second alone: 2 · P(Bin(10, ½) ≤ 2) = 0.109."""
+    first = [True] * 8 + [False] * 2 + [True] * 5 + [False] * 3
+    second = [False] * 8 + [True] * 2 + [True] * 5 + [False] * 3
+    assert stats.mcnemar(first, second) == pytest.approx(2 * binom.cdf(2, 10, 0.5))
+
+
+def test_claim_mcnemar_keeps_its_level_under_the_null():
+    rng = np.random.default_rng(1)
+    p = [stats.mcnemar(*(rng.random((2, 120)) < 0.4)) for _ in range(400)]
+    assert 0.01 < np.mean(np.array(p) < 0.05) <= 0.07  # exact, so a little below 0.05
+
+
+def test_reference_holm_by_hand():
+    """p = 0.01, 0.04, 0.03: 3 · 0.01, 2 · 0.03, and never less than the one before."""
+    found = stats.holm({"a": 0.01, "b": 0.04, "c": 0.03})
+    assert found == {"a": pytest.approx(0.03), "b": pytest.approx(0.06), "c": pytest.approx(0.06)}
+
+
+def test_claim_holm_bounds_the_chance_of_any_false_alarm():
+    rng = np.random.default_rng(2)
+    gc.freeze()  # statsmodels collects garbage at every call; there is little to look through now
+    alarms = [min(stats.holm(dict(enumerate(rng.random(8)))).values()) < 0.05 for _ in range(1000)]
+    gc.unfreeze()
+    assert 0.03 < np.mean(alarms) < 0.07
+
+
+def test_reference_hodges_lehmann_of_a_small_table():
+    """1, 2, 4: Walsh averages 1, 1.5, 2, 2.5, 3, 4, so the median is 2.25."""
+    found = stats.hodges_lehmann([1, 2, 4])
+    assert found.estimate == 2.25 and (found.low, found.high) == (1, 4)
+    assert found.level == pytest.approx(1 - 2 / 8)
+
+
+def test_reference_hodges_lehmann_interval_is_the_test_turned_round():
+    """Shifts inside are kept by Wilcoxon's exact test, shifts outside rejected."""
+    x = np.random.default_rng(3).normal(0.4, 1, 12)
+    low, high, level = stats.hodges_lehmann(x)[1:]
+    assert 0.94 < level < 1
+    step = 1e-6
+    for inside, outside in ((low + step, low - step), (high - step, high + step)):
+        assert stats.signed_rank(x - inside) > 1 - level - 1e-9
+        assert stats.signed_rank(x - outside) <= 1 - level + 1e-9
+
+
+def test_claim_five_seeds_cannot_give_95_percent():
+    """The exact level of the widest interval, by going through all sign patterns."""
+    found = stats.hodges_lehmann([0.1, 0.2, 0.3, 0.4, 0.5])
+    assert found.level == pytest.approx(1 - 2 / 2**5)
+    assert (found.low, found.high) == (0.1, 0.5)
+    patterns = itertools.product((0, 1), repeat=5)
+    extreme = sum(sum(r * s for r, s in zip(range(1, 6), signs, strict=True)) in (0, 15)
+                  for signs in patterns)  # fmt: skip
+    assert found.level == pytest.approx(1 - extreme / 2**5)
+
+
+def test_claim_hodges_lehmann_covers_at_its_level():
+    rng = np.random.default_rng(4)
+    found = [stats.hodges_lehmann(rng.normal(0, 1, 10)) for _ in range(1000)]
+    covered = np.mean([x.low <= 0 <= x.high for x in found])
+    assert abs(covered - found[0].level) < 0.02
+
+
+def test_claim_paired_bootstrap_covers_and_pairs():
+    """Nominal coverage under the null; a common part of both sides, however large, drops out."""
+    rng = np.random.default_rng(5)
+    covered = []
+    for k in range(120):
+        common = 100 * rng.normal(size=60)
+        first, second = common + rng.normal(size=60), common + rng.normal(size=60)
+        found = stats.paired_bootstrap(first, second, seed=k)
+        assert found.high - found.low < 2
+        covered.append(found.low <= 0 <= found.high)
+    assert 0.88 <= np.mean(covered) <= 1
+    same = stats.paired_bootstrap([1.0, 2.0], [0.0, 1.0])
+    assert (same.estimate, same.low, same.high) == (1, 1, 1)
+
+
+def test_reference_paired_bootstrap_is_close_to_the_normal_interval():
+    x = np.random.default_rng(6).normal(0.3, 1, 400)
+    found = stats.paired_bootstrap(x, np.zeros(400))
+    half = norm.ppf(0.975) * x.std() / math.sqrt(400)
+    assert found.estimate == pytest.approx(x.mean())
+    assert found.low == pytest.approx(x.mean() - half, abs=0.012)
+    assert found.high == pytest.approx(x.mean() + half, abs=0.012)
+
+
+def test_claim_clusters_widen_the_interval_and_keep_coverage():
+    """20 tokens a post with a shared effect: rows alone would be far too sure."""
+    rng = np.random.default_rng(7)
+    posts = np.repeat(np.arange(40), 20)
+    covered, naive = [], []
+    for k in range(60):
+        x = np.repeat(rng.normal(size=40), 20) + rng.normal(size=800)
+        by_post = stats.cluster_bootstrap(np.mean, [x], posts, seed=k, resamples=300)
+        by_row = stats.cluster_bootstrap(np.mean, [x], np.arange(800), seed=k, resamples=300)
+        covered.append(by_post.low <= 0 <= by_post.high)
+        naive.append(by_row.low <= 0 <= by_row.high)
+    assert np.mean(covered) > 0.85 and np.mean(naive) < 0.6
+
+
+def test_claim_equivalence_needs_a_small_difference_and_enough_data():
+    rng = np.random.default_rng(8)
+    base = rng.normal(size=200)
+    close, far = base + rng.normal(0, 0.1, 200), base + 0.2 + rng.normal(0, 0.1, 200)
+    assert stats.equivalent(base, close, 0.05)[0]
+    assert not stats.equivalent(base, far, 0.05)[0]
+    assert not stats.equivalent(base[:3], close[:3], 0.05)[0]
+    at_margin = [
+        stats.equivalent(rng.normal(0.05, 0.1, 80), np.zeros(80), 0.05)[0] for _ in range(400)
+    ]
+    assert (
+        np.mean(at_margin) < 0.08
+    )  # a true difference at the margin is let through 5 times in 100
+
+
+@pytest.mark.parametrize(
+    ("call", "sentence"),
+    [
+        (lambda: stats.paired_bootstrap([1.0], [2.0]), "at least 2 long"),
+        (lambda: stats.mcnemar([True, False], [True]), "equal length"),
+        (lambda: stats.hodges_lehmann([1.0]), "2 to 50 differences"),
+        (lambda: stats.cluster_bootstrap(np.mean, [[1.0, 2.0]], [0, 0]), "at least two"),
+        (lambda: stats.cluster_bootstrap(np.mean, [[1.0, 2.0]], [0]), "one row each"),
+        (lambda: stats.equivalent([1, 2], [1, 2], 0), "must be positive"),
+    ],
+)
+def test_claim_bad_input_is_named(call, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        call()
