@@ -3,9 +3,9 @@
     python tools/mutate.py [--only qlearn/exact/soft.py] [--workers 2]
 
 Faults: a plus for a minus and the reverse, a product for a quotient, a lost minus sign, a lost
-term (so also a missing π_ref, and an index off by one). A fault that no
-test notices is a survivor: it is printed, and the command exits with 1. Text of error messages is
-left alone, and so are annotations, defaults and docstrings.
+term (so also a missing π_ref, and an index off by one). A fault that no test notices is a survivor:
+it is printed, and the command exits with 1. Text of error messages is left alone, and so are
+annotations, defaults and docstrings.
 """
 
 import argparse
@@ -123,10 +123,10 @@ def survives(fault: Fault, workplace: Path) -> bool:
     target = workplace / fault.file.relative_to(ROOT)
     original = target.read_text(encoding="utf-8")
     target.write_text(fault.source, encoding="utf-8")
-    # The tests of the same name come first: they are the likeliest to notice.
-    own = [f"tests/exact/test_{fault.file.stem}.py"]
-    own = [x for x in own if (workplace / x).exists()]
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *own, *TESTS]
+    command = [
+        sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider",
+        *likeliest_first(fault, workplace),
+    ]  # fmt: skip
     environment = {**os.environ, "QLEARN_SEEDS": "12", "OMP_NUM_THREADS": "1",
                    "PYTHONPATH": str(workplace)}  # fmt: skip
     try:
@@ -138,6 +138,19 @@ def survives(fault: Fault, workplace: Path) -> bool:
         return False  # a loop that never ends is noticed, too
     finally:
         target.write_text(original, encoding="utf-8")
+
+
+def likeliest_first(fault: Fault, workplace: Path) -> list[str]:
+    """All test files, those that name the broken function before the others."""
+    files = [f for x in TESTS for f in ([x] if x.endswith(".py") else _test_files(workplace / x))]
+    function = fault.name.rpartition(".")[2].strip("_")
+    texts = {f: (workplace / f).read_text(encoding="utf-8") for f in files}
+    same = f"test_{fault.file.stem}.py"
+    return sorted(files, key=lambda f: (-(function in texts[f]), not f.endswith(same)))
+
+
+def _test_files(folder: Path) -> list[str]:
+    return [f"tests/exact/{path.name}" for path in sorted(folder.glob("test_*.py"))]
 
 
 def copy_repository(to: Path) -> Path:

@@ -127,7 +127,7 @@ def jacobian(tree: MDP, logp: Levels, gamma: float = 1.0) -> Tensor:
     Rows and columns are in the order of `Tree.split`. Each edge visits itself, and otherwise only
     deeper ones: the matrix is unit-triangular, so its determinant is 1. `logp` is log π*.
 
-    Source: fact 1.2 of the notes; `eq-jacobian` in the book.
+    Source: `eq-jacobian` in the book.
     """
     sizes = [n * a for n, a in tree.shapes]
     identity = torch.eye(sum(sizes), dtype=torch.float64).split(sizes)
@@ -230,7 +230,7 @@ def regret(
 
     With one price a state it is E_π Σ_t β(s_t) KL(π(·|s_t) ‖ π*(·|s_t)).
 
-    Source: fact 3 of the notes; `eq-regret` in the book.
+    Source: `eq-regret` in the book.
     """
     best = soft_backup(tree, reward, log_ref, beta, gamma).value[0]
     return best - objective(tree, logp, reward, log_ref, beta, gamma)
