@@ -110,8 +110,8 @@ def with_chance(tree: Tree, other: Levels, p_other: float) -> ChanceTree:
     for table, swap in zip(tree.child, other, strict=True):
         moves = (table >= 0) & (swap >= 0)
         second = torch.where(moves, swap, ABSENT)
-        p = torch.where(moves, p_other, 0.0).double()
-        first = torch.where(table == ABSENT, 0.0, 1.0 - p).double()
+        p = p_other * moves.double()
+        first = (table != ABSENT).double() - p
         child.append(torch.stack([table, second], dim=-1))
         prob.append(torch.stack([first, p], dim=-1))
     return ChanceTree(tuple(child), tuple(prob))

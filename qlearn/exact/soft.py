@@ -156,10 +156,15 @@ def implicit_reward(logp: Tensor, ref_logp: Tensor, beta: float) -> Tensor:
 def implicit_rewards(logp: Levels, log_ref: Levels, beta: Beta) -> Levels:
     """The implicit reward of every edge, β log π/π_ref, where β may differ from state to state.
 
+    It is 0 where the reference is, so at actions that are ABSENT.
+
     Source: Eq. 11; `eq-implicit-reward` in the book.
     """
     levels = enumerate(zip(logp, log_ref, strict=True))
-    return tuple(implicit_reward(p, ref, beta_at(beta, t)) for t, (p, ref) in levels)
+    return tuple(
+        implicit_reward(p, ref, beta_at(beta, t)).masked_fill(ref == -math.inf, 0.0)
+        for t, (p, ref) in levels
+    )
 
 
 def evaluate(tree: MDP, logp: Levels, reward: Levels, gamma: float = 1.0) -> tuple[Levels, Levels]:
@@ -228,7 +233,7 @@ def regret(
 ) -> Tensor:
     """V*(s₀) − J(π) from each prompt: (n_prompts,); equal to β KL(π ‖ π*) for every π.
 
-    With one price a state it is E_π Σ_t β(s_t) KL(π(·|s_t) ‖ π*(·|s_t)).
+    With one price a state or a discount it is E_π Σ_t γ^t β(s_t) KL(π(·|s_t) ‖ π*(·|s_t)).
 
     Source: `eq-regret` in the book.
     """
