@@ -113,7 +113,7 @@ def check_4(answer) -> None:
         got = answer(tree, reward, log_ref, beta)
         assert isinstance(got, int | float), "Return one number."
         assert abs(got - truth) < 1e-3, (
-            f"The mean length is {truth:.4f}, not {got:.4f}. How does V change with a bonus a token?"
+            f"The mean length is {truth:.4f}, not {got:.4f}. How does V answer to a bonus a token?"
         )
 
 

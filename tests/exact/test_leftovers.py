@@ -171,7 +171,9 @@ def test_claim_chance_leaves_the_noise_of_the_value(beta):
 
 def test_claim_chances_are_those_asked_for():
     """0.3 is 0.3 to the last bit of float64, an end stays an end, and an absent action absent."""
-    tree = Tree((torch.tensor([[0, 1, TERMINAL]]), torch.tensor([[TERMINAL, ABSENT, TERMINAL]] * 2)))
+    tree = Tree(
+        (torch.tensor([[0, 1, TERMINAL]]), torch.tensor([[TERMINAL, ABSENT, TERMINAL]] * 2))
+    )
     other = (torch.tensor([[1, 0, 0]]), torch.full((2, 3), TERMINAL))
     made = with_chance(tree, other, 0.3)
     assert made.prob[0].tolist() == [[[0.7, 0.3], [0.7, 0.3], [1.0, 0.0]]]
