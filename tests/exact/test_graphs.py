@@ -190,3 +190,12 @@ def test_claim_an_absent_action_has_no_implicit_reward():
     found = soft.implicit_rewards(best.logp, log_ref, 0.5)[0][0].tolist()
     v = 0.5 * math.log(0.25 * math.exp(2) + 0.75 * math.exp(-2))
     assert found == [pytest.approx(1 - v), 0.0, pytest.approx(-1 - v)]
+
+
+def test_claim_a_reference_that_writes_an_absent_action_is_named():
+    """The sentence points at the action that is wrong, not at the first that is absent."""
+    tree = Tree((torch.tensor([[ABSENT, ABSENT, TERMINAL]]),))
+    log_ref = (torch.tensor([[-math.inf, -9.0, 0.0]], dtype=torch.float64),)
+    reward = (torch.zeros(1, 3, dtype=torch.float64),)
+    with pytest.raises(ValueError, match="must be -inf for action 1 in state 0 of level 0"):
+        soft.soft_backup(tree, reward, log_ref, 0.5)
