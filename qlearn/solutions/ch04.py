@@ -29,6 +29,8 @@ def check_1(answer) -> None:
         [1.0, 0.0, -1.0, 0.5],
         [1001.0, 1000.0],
         [-1001.0, -1000.0],
+        [1000.0, 1.0, 0.0],
+        [0.0, 1000.0],
     ):
         try:
             got = answer(returns)
@@ -40,24 +42,33 @@ def check_1(answer) -> None:
         assert isinstance(got, int | float | Tensor), "Return one number."
         got, n = float(got), len(returns)
         assert not math.isnan(got), f"Not a number at the returns {returns}: take one of them out."
-        left = [math.log(sum(math.exp(x - r) for x in returns[k:])) for k, r in enumerate(returns)]
+        left = [_log_sum_exp(returns[k:]) - r for k, r in enumerate(returns)]
         truth = math.exp(-sum(left))
+        if abs(got - truth) < 1e-9:
+            continue
         if n > 1:
             assert abs(got + sum(left)) > 1e-9, "That is the logarithm of the probability."
-            everyone = math.prod(1 / sum(math.exp(x - r) for x in returns) for r in returns)
+            everyone = math.exp(sum(r - _log_sum_exp(returns) for r in returns))
             assert abs(got - everyone) > 1e-9, "Who has been placed takes no part in later choices."
         if n > 2:
             pairs = itertools.combinations(returns, 2)
-            votes = math.prod(1 / (1 + math.exp(low - high)) for high, low in pairs)
+            votes = math.exp(sum(high - _log_sum_exp([high, low]) for high, low in pairs))
             assert abs(got - votes) > 1e-9, (
                 "You multiplied Bradley-Terry over all pairs. The pairs of a ranking are not "
                 "independent: multiply choices, each from all that are left."
             )
-            backwards = math.prod(
-                1 / sum(math.exp(x - r) for x in returns[: k + 1]) for k, r in enumerate(returns)
+            backwards = math.exp(
+                sum(r - _log_sum_exp(returns[: k + 1]) for k, r in enumerate(returns))
             )
             assert abs(got - backwards) > 1e-9, "The first of the list is the best, not the last."
-        assert abs(got - truth) < 1e-9, f"The order {returns} has probability {truth:.6g}."
+        raise AssertionError(
+            f"The order {returns} has probability {truth:.6g}: the best is chosen from all {n}, the "
+            "next from all that are left, and so on."
+        )
+
+
+def _log_sum_exp(values: list[float]) -> float:
+    return torch.tensor(values, dtype=torch.float64).logsumexp(0).item()
 
 
 def bug_2(wins: Tensor) -> bool:
@@ -119,7 +130,7 @@ def solution_3(gap: float, target: float) -> float:
 
 def check_3(answer) -> None:
     require_function(answer)
-    for gap, target in ((0.0, 0.1), (2.0, 0.1), (-4.0, 0.02)):
+    for gap, target in ((2.0, 0.1), (0.0, 0.1), (-4.0, 0.02)):
         got = answer(gap, target)
         assert isinstance(got, int | float), "Return one number."
         p = 1 / (1 + math.exp(-gap))
@@ -132,6 +143,9 @@ def check_3(answer) -> None:
             assert not is_near(p * (1 - p) / target**2), (
                 "So the *share* of votes gets the error `target`. The gap is its log-odds, whose "
                 "slope in the share is 1/(p(1 - p))."
+            )
+            assert not is_near(1 / (4 * p * (1 - p) * target**2)), (
+                "That is the variance of one return; the gap's is 1/(N p(1 - p))."
             )
             assert not is_near(1 / (target * p * (1 - p))), "A standard error falls as 1/√n."
             assert not is_near(1 / target**2), (
@@ -167,6 +181,8 @@ def check_4(answer) -> None:
     both_end[-1], both_end[-2] = 1.0, -1.0
     seen = shaping.difference_matrix(two)
     mixed = torch.randn(len(seen), generator=generator, dtype=torch.float64) @ seen
+    leak = mixed.clone()
+    leak[0] += 0.1
     hidden = torch.randn(two.n_states, generator=generator, dtype=torch.float64)
     for name, tree, question, truth in (
         ("the reward of one token", one, single, False),
@@ -176,6 +192,7 @@ def check_4(answer) -> None:
         ("a difference of two returns", two, rows[here + 3] - rows[here], True),
         ("a difference of returns of two prompts", two, rows[here] - rows[there], False),
         ("a mixture of differences within each prompt", two, mixed, True),
+        ("the same mixture with a small leak", two, leak, False),
         ("a question with no flow at all", two, hidden @ shaping.invisible_rewards(two), False),
         ("a question of zeros", one, torch.zeros_like(single), True),
     ):
