@@ -62,8 +62,8 @@ def check_1(answer) -> None:
             )
             assert abs(got - backwards) > 1e-9, "The first of the list is the best, not the last."
         raise AssertionError(
-            f"The order {returns} has probability {truth:.6g}: the best is chosen from all {n}, the "
-            "next from all that are left, and so on."
+            f"The order {returns} has probability {truth:.6g}: the best is chosen from all "
+            f"{n}, the next from all that are left, and so on."
         )
 
 
