@@ -26,9 +26,11 @@ def check_1(answer) -> None:
     for seed in range(3):
         tree, reward, _, _ = _problem(seed)
         got = answer(tree, reward)
-        assert isinstance(got, tuple | list), "Return one (n_t,) row a level, in a tuple."
+        assert isinstance(got, tuple | list), "Return one tensor a level, in a tuple."
         shapes = [(n,) for n, _ in tree.shapes]
-        assert [tuple(x.shape) for x in got] == shapes, "One number for each state."
+        assert [tuple(x.shape) for x in got] == shapes, (
+            "One number for each state; `prefix_sums` has one for each edge."
+        )
         paid = shaping.shape_reward(tree, reward, tuple(got))
         negative = shaping.shape_reward(tree, reward, tuple(-x for x in got))
         assert not _only_at_end(tree, negative), (
@@ -73,22 +75,27 @@ def check_2(answer) -> None:
             nudged[-1][-1, 0] += 0.01
             paid = tuple(x + 0.1 for x in reward)
             for other, truth, hint in (
-                (shaped, True, "shaped by a random Φ that is 0 at the ends: equivalent"),
-                (_problem(seed + 50, n_prompts)[1], False, "two random rewards: a judge can tell"),
-                (nudged, False, "shaped, then one last token was paid 0.01 more: a judge can tell"),
-                (paid, False, "0.1 more for every token: longer answers gain, a judge can tell"),
+                (shaped, True, "shaped by a random Φ that is 0 at the ends"),
+                (_problem(seed + 50, n_prompts)[1], False, "rolled independently"),
+                (nudged, False, "shaped, then one last token paid 0.01 more"),
+                (paid, False, "0.1 more for every token"),
                 (
                     shaping.canonical_reward(tree, reward, log_ref, beta),
                     True,
-                    "the representative of the class: equivalent",
+                    "the representative of the class",
                 ),
             ):
                 got = answer(tree, reward, other)
                 assert isinstance(got, bool | Tensor), "Return True or False."
                 prompts = "one prompt" if n_prompts == 1 else "two prompts, each with its own Φ(x)"
+                why = (
+                    "If you start from Φ = 0 at the prompt, the ends need not be 0, but below one "
+                    "prompt they must agree."
+                    if truth
+                    else "A judge can tell: where does the potential have to be one number?"
+                )
                 assert bool(got) == truth, (
-                    f"You say {bool(got)} for a reward {hint} ({prompts}). "
-                    "Where does the potential have to be zero?"
+                    f"You say {bool(got)}. The other reward: {hint} ({prompts}). {why}"
                 )
 
 
@@ -114,6 +121,10 @@ def check_3(answer) -> None:
         assert any((x - beta * p).abs().max() > 1e-9 for x, p, _ in triples), (
             "That is β log π*, the advantage with the reference inside; take the reference out."
         )
+        assert beta == 1 or any((x - (p - ref)).abs().max() > 1e-9 for x, p, ref in triples), (
+            "That is log π*/π_ref: a β is missing in front."
+        )
+        assert any((x - p).abs().max() > 1e-9 for x, p, _ in triples), "That is log π*."
         paid = tree.path_sums(got) - scores
         assert paid.max() - paid.min() < 1e-9, "A judge could tell: some return moved alone."
         for x, p, ref in triples:
@@ -144,7 +155,7 @@ def check_4(answer) -> None:
         R = torch.tensor(returns, dtype=torch.float64)
         log_ref = torch.tensor(weights, dtype=torch.float64).log()
         got = answer(R, log_ref)
-        assert isinstance(got, int | float) and got > 0, "Return a positive number, β."
+        assert isinstance(got, int | float) and got > 0, "Return β, a positive float."
         p = log_ref.exp()
         wins = torch.sigmoid(R[:, None] - R[None, :])
         chosen = (2 * p * (wins @ p) * R).sum()  # the law of the winners, summed
