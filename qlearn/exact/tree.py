@@ -121,7 +121,7 @@ class Tree:
         except CycleError as error:
             loop = " → ".join(repr(state) for state in reversed(error.args[1]))
             raise ValueError(
-                f"The graph has a loop, {loop}: without a discount its values are not determined."
+                f"The graph has a loop, {loop}: without a discount its values may not exist."
             ) from None
         width = max((len(xs) for xs in graph.values()), default=0)
         levels, child = [list(dict.fromkeys(prompts))], []

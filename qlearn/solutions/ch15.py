@@ -80,6 +80,14 @@ def check_2(answer) -> None:
         unpriced = (painter.exp() * (returns - beta * (painter - log_ref_y))).sum(-1)
         _not(got, orders(unpriced), "The painter's nats cost γ, not β.")
         _not(got, (value / beta).log_softmax(-1), "Where is the writer's reference?")
+        _not(got, orders(value / gamma), "V*(z) is γ times a logarithm.")
+        for tilt in (returns, returns / beta):
+            astray = log_ref_y + tilt
+            worth = gamma * astray.logsumexp(-1)
+            _not(got, orders(worth), "The painter tilts by R/γ.")
+            astray = astray.log_softmax(-1)
+            worth = (astray.exp() * (returns - gamma * (astray - log_ref_y))).sum(-1)
+            _not(got, orders(worth), "The painter tilts by R/γ.")
         assert (got - orders(value)).abs().max() < 1e-9, (
             "The worth of an order is what the painter earns less what his change costs: V*(z)."
         )
