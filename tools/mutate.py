@@ -3,28 +3,33 @@
     python tools/mutate.py [--only qlearn/exact/soft.py] [--workers 2]
 
 Faults: a plus for a minus and the reverse, a product for a quotient, a lost minus sign, a lost
-term (so also a missing π_ref, and an index off by one). A fault that no
-test notices is a survivor: it is printed, and the command exits with 1. Text of error messages is
-left alone, and so are annotations, defaults and docstrings.
+term (so also a missing π_ref, and an index off by one). A fault that no test notices is a survivor:
+it is printed, and the command exits with 1. Text of error messages is left alone, and so are
+annotations, defaults and docstrings.
 """
 
 import argparse
 import ast
 import copy
+import multiprocessing
 import os
 import shutil
-import subprocess
+import signal
 import sys
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from queue import Queue
 from typing import NamedTuple
+
+import hypothesis  # noqa: F401  what every test needs is loaded once, before the workers fork
+import pytest
+import scipy.stats  # noqa: F401
+import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = [*sorted(ROOT.glob("qlearn/exact/[a-z]*.py")), ROOT / "qlearn" / "losses.py"]
-COPIED = ("qlearn", "tests", "conftest.py", "pyproject.toml", "tools")
-TESTS = ("tests/exact", "tests/test_losses.py", "tests/test_errata.py")
+COPIED = ("qlearn", "tests", "pyproject.toml", "tools", "book/errata.md")
+TESTS = ("tests/exact/test_*.py", "tests/test_losses.py", "tests/test_errata.py")
+WORKPLACE = ROOT  # each worker has its own
 
 
 class Fault(NamedTuple):
@@ -118,38 +123,60 @@ class Replace(ast.NodeTransformer):
         return self.new if node is self.old else super().visit(node)
 
 
-def survives(fault: Fault, workplace: Path) -> bool:
-    """Whether all tests pass on a copy of the repository that holds the fault."""
-    target = workplace / fault.file.relative_to(ROOT)
+def survives(fault: Fault) -> bool:
+    """Whether all tests pass on this worker's copy of the repository, with the fault in it."""
+    target = WORKPLACE / fault.file.relative_to(ROOT)
     original = target.read_text(encoding="utf-8")
     target.write_text(fault.source, encoding="utf-8")
-    # The tests of the same name come first: they are the likeliest to notice.
-    own = [f"tests/exact/test_{fault.file.stem}.py"]
-    own = [x for x in own if (workplace / x).exists()]
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *own, *TESTS]
-    environment = {**os.environ, "QLEARN_SEEDS": "12", "OMP_NUM_THREADS": "1",
-                   "PYTHONPATH": str(workplace)}  # fmt: skip
     try:
-        run = subprocess.run(
-            command, cwd=workplace, env=environment, capture_output=True, timeout=300
-        )
-        return run.returncode == 0
-    except subprocess.TimeoutExpired:
-        return False  # a loop that never ends is noticed, too
+        child = os.fork()  # torch is loaded already, qlearn is not
+        if child == 0:
+            _run_tests(likeliest_first(fault))
+        _, status = os.waitpid(child, 0)
+        return os.waitstatus_to_exitcode(status) == 0
     finally:
         target.write_text(original, encoding="utf-8")
 
 
-def copy_repository(to: Path) -> Path:
+def _run_tests(files: list[str]) -> None:
+    signal.alarm(300)  # kills this process: a loop that never ends is noticed, too
+    code = 1
+    try:
+        os.chdir(WORKPLACE)
+        sys.path.insert(0, str(WORKPLACE))
+        sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+        code = pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-p", "no:nbval", *files])
+    finally:
+        os._exit(code)
+
+
+def set_up_worker(folder: str) -> None:
+    """A copy of what the tests need, for this process alone."""
+    global WORKPLACE
+    torch.set_num_threads(1)
+    os.environ["QLEARN_SEEDS"] = "12"
+    WORKPLACE = Path(folder) / str(os.getpid())
     for name in COPIED:
-        source = ROOT / name
+        source, target = ROOT / name, WORKPLACE / name
         if source.is_dir():
-            shutil.copytree(source, to / name, ignore=shutil.ignore_patterns("__pycache__"))
+            # the root conftest of the tests loads transformers, which nothing here needs
+            skip = shutil.ignore_patterns("__pycache__", "conftest.py")
+            shutil.copytree(source, target, ignore=skip)
         else:
-            shutil.copy2(source, to / name)
-    (to / "book").mkdir()
-    shutil.copy2(ROOT / "book" / "errata.md", to / "book")
-    return to
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(source, target)
+
+
+def likeliest_first(fault: Fault) -> list[str]:
+    """All test files, those that name the broken function before the others."""
+    files = [path for x in TESTS for path in sorted(WORKPLACE.glob(x))]
+    function = fault.name.rpartition(".")[2].strip("_")
+
+    def rank(path):
+        named = function in path.read_text(encoding="utf-8")
+        return (not named, path.name != f"test_{fault.file.stem}.py")
+
+    return [str(path) for path in sorted(files, key=rank)]
 
 
 def main() -> int:
@@ -159,34 +186,24 @@ def main() -> int:
     options = parser.parse_args()
     files = [ROOT / x for x in options.only] or FILES
     faults = [fault for file in files for fault in faults_of(file)]
-    with tempfile.TemporaryDirectory() as folder:
-        places = Queue()
-        for k in range(options.workers):
-            place = Path(folder) / str(k)
-            place.mkdir()
-            places.put(copy_repository(place))
-
-        def run(fault):
-            place = places.get()
-            try:
-                return survives(fault, place)
-            finally:
-                places.put(place)
-
-        if not run(faults[0]._replace(source=faults[0].file.read_text(encoding="utf-8"))):
+    none = faults[0]._replace(source=faults[0].file.read_text(encoding="utf-8"))
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        multiprocessing.get_context("fork").Pool(options.workers, set_up_worker, (folder,)) as pool,
+    ):
+        if not pool.apply(survives, (none,)):
             print("The tests fail without any fault; run them first.")
             return 2
-        survivors = []
-        with ThreadPoolExecutor(options.workers) as pool:
-            for number, (fault, alive) in enumerate(
-                zip(faults, pool.map(run, faults), strict=True), start=1
-            ):
-                if alive:
-                    survivors.append(fault)
-                    print(f"survivor: {fault.name}, line {fault.line}: {fault.what}", flush=True)
-                elif number % 20 == 0:
-                    print(f"{number} of {len(faults)}", flush=True)
-    print(f"{len(faults)} faults planted, {len(survivors)} survived")
+        survivors = 0
+        for number, (fault, alive) in enumerate(
+            zip(faults, pool.imap(survives, faults), strict=True), start=1
+        ):
+            survivors += alive
+            if alive:
+                print(f"survivor: {fault.name}, line {fault.line}: {fault.what}", flush=True)
+            elif number % 20 == 0:
+                print(f"{number} of {len(faults)}", flush=True)
+    print(f"{len(faults)} faults planted, {survivors} survived")
     return 1 if survivors else 0
 
 

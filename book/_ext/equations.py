@@ -21,10 +21,11 @@ DISPLAY = re.compile(r"^\$\$ \((eq-[\w-]+)\)$", re.M)
 STATEMENT = re.compile(r"^:{3,}\{prf:\w+\}[^\n]*\n:label: ((?:thm|lem|def)-[\w-]+)$", re.M)
 NAMED = re.compile(r"`((?:eq|thm|lem|def)-[\w-]+)`")
 KINDS = {
-    "definition": "definition",
-    "identity": "exact identity",
-    "theorem": "theorem under assumptions",
-    "tendency": "empirical tendency",
+    # kind: its badge, told apart by words, by colour, and in grey by filling and outline
+    "definition": "{bdg-secondary-line}`definition`",
+    "identity": "{bdg-primary}`exact identity`",
+    "theorem": "{bdg-primary-line}`theorem under assumptions`",
+    "tendency": "{bdg-warning}`empirical tendency`",
 }
 
 

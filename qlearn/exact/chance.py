@@ -24,7 +24,7 @@ class ChanceTree:
     Shapes: child int64 and prob float64, one (n_t, A, K) table a level.
     Raises: ValueError where the tables differ in shape, name a row that does not exist, or where
     the probabilities of an action do not sum to 1.
-    Source: the general MDP of §1.4 of the notes; `eq-chance-leftover` in the book.
+    Source: `eq-chance-leftover` in the book.
     """
 
     child: Levels
@@ -71,7 +71,7 @@ class ChanceTree:
     def push(self, t: int, mass: Tensor) -> Tensor:
         """The probability that reaches each state of level t + 1 from edges with this `mass`."""
         table, share = self.child[t], self.prob[t] * mass[..., None]
-        below = mass.new_zeros(len(self.child[t + 1]) if t + 1 < self.horizon else 0)
+        below = mass.new_zeros(len(self.child[t + 1]))
         return below.index_add(0, table[table >= 0], share[table >= 0])
 
     @property
@@ -110,8 +110,8 @@ def with_chance(tree: Tree, other: Levels, p_other: float) -> ChanceTree:
     for table, swap in zip(tree.child, other, strict=True):
         moves = (table >= 0) & (swap >= 0)
         second = torch.where(moves, swap, ABSENT)
-        p = torch.where(moves, p_other, 0.0).double()
-        first = torch.where(table == ABSENT, 0.0, 1.0 - p).double()
+        p = p_other * moves.double()
+        first = (table != ABSENT).double() - p
         child.append(torch.stack([table, second], dim=-1))
         prob.append(torch.stack([first, p], dim=-1))
     return ChanceTree(tuple(child), tuple(prob))

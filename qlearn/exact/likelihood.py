@@ -24,7 +24,7 @@ def sign_law(returns: Tensor, log_ref: Tensor, beta: float) -> Means:
     Bradley-Terry labels. The margin E[Δ tanh(Δ/2)] does not depend on β.
 
     Shapes: returns and log_ref (L,), the answers to one prompt; scalars come back, in reward units.
-    Source: fact 9 of the notes; `eq-sign-law` in the book.
+    Source: `eq-sign-law` in the book.
     """
     p = log_ref.exp()
     mean = (p * returns).sum()

@@ -6,7 +6,7 @@ such as the implicit return of a policy. Scores are in nats: a difference of 1 m
 
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid
+from torch.nn.functional import logsigmoid, normalize
 
 from qlearn.exact.optimise import minimise
 from qlearn.exact.tree import Tree
@@ -100,10 +100,10 @@ def fit_returns(wins: Tensor) -> Tensor:
             f"No chain of victories leads from response {i} to response {j}, so the most likely "
             "difference of their returns is infinite; collect votes that connect them."
         )
-    total = wins.sum()
+    share = normalize(wins, p=1, dim=(0, 1))
 
     def loss(returns):
-        return -(wins * bradley_terry_logp(returns[:, None], returns[None, :])).sum() / total
+        return -(share * bradley_terry_logp(returns[:, None], returns[None, :])).sum()
 
-    returns = minimise(loss, torch.zeros(n, dtype=torch.float64))
-    return returns - returns.mean()
+    # What a vote gives to one response it takes from another, so the mean stays 0.
+    return minimise(loss, torch.zeros(n, dtype=torch.float64))

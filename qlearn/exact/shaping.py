@@ -26,7 +26,8 @@ def shape_reward(
 
     Raises: ValueError for an end potential that is not 0 (naming the state and the token) while
     `keep_preferences` is True, or a potential of the wrong shape.
-    Source: Definition 1 with its missing condition; `eq-shaping` in the book.
+    Source: Definition 1 with its missing condition; `eq-shaping`, `def-equivalent` and
+    `eq-class-value` in the book.
     """
     check_field(tree, reward, "reward")
     if [tuple(x.shape) for x in potential] != [(n,) for n, _ in tree.shapes]:
@@ -56,7 +57,7 @@ def find_potential(tree: Tree, reward: Levels, other: Levels, tol: float = 1e-8)
     the ends, Φ(s) = Φ(s') − (other − reward)(s,a) must be the same for every action.
 
     Raises: ValueError naming the state where two actions disagree, if they are not equivalent.
-    Source: Definition 1, facts 4 and 6 of the notes; `eq-shaping` in the book.
+    Source: Definition 1; `def-equivalent` in the book.
     """
     for name, field in (("reward", reward), ("other", other)):
         check_field(tree, field, name)
@@ -85,7 +86,8 @@ def canonical_reward(tree: MDP, reward: Levels, log_ref: Levels, beta: Beta) -> 
     0, it is its own Q̃, and 𝒜(𝒜(r)) = 𝒜(r).
 
     Raises: as `soft_backup`.
-    Source: Eqs 10 and 11, Theorem 1; `eq-advantage` in the book.
+    Source: Eqs 10 and 11, Theorem 1; `eq-advantage`, `eq-canonical`, `eq-idempotent` and `thm-one`
+    in the book.
     """
     best = soft_backup_prior(tree, reward, log_ref, beta)
     return tuple(q - v[:, None] for q, v in zip(best.q_tilde, best.value, strict=True))
@@ -98,7 +100,7 @@ def difference_matrix(tree: Tree) -> Tensor:
     `difference_matrix(tree) @ flat_reward` holds every difference of returns within a prompt.
     Shape (L − n_prompts, Σ_t n_t A), columns in the order of `Tree.split`.
 
-    Source: fact 6 of the notes; `eq-rank` in the book.
+    Source: `eq-rank` and `thm-rank` in the book.
     """
     rows = paths(tree)
     prompt = tree.prompt_of()
@@ -122,7 +124,7 @@ def invisible_rewards(tree: Tree) -> Tensor:
     there, +1 on the token that leads there. On a tree without absent actions these n rows span
     the null space of `difference_matrix`, whose rank is therefore L − n_prompts.
 
-    Source: fact 6 of the notes; `eq-rank` in the book.
+    Source: `eq-rank` and `thm-rank` in the book.
     """
     sizes = [n for n, _ in tree.shapes]
     zero = tuple(torch.zeros(shape, dtype=torch.float64) for shape in tree.shapes)

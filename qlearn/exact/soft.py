@@ -127,7 +127,7 @@ def jacobian(tree: MDP, logp: Levels, gamma: float = 1.0) -> Tensor:
     Rows and columns are in the order of `Tree.split`. Each edge visits itself, and otherwise only
     deeper ones: the matrix is unit-triangular, so its determinant is 1. `logp` is log π*.
 
-    Source: fact 1.2 of the notes; `eq-jacobian` in the book.
+    Source: `eq-jacobian` in the book.
     """
     sizes = [n * a for n, a in tree.shapes]
     identity = torch.eye(sum(sizes), dtype=torch.float64).split(sizes)
@@ -156,10 +156,15 @@ def implicit_reward(logp: Tensor, ref_logp: Tensor, beta: float) -> Tensor:
 def implicit_rewards(logp: Levels, log_ref: Levels, beta: Beta) -> Levels:
     """The implicit reward of every edge, β log π/π_ref, where β may differ from state to state.
 
+    It is 0 where the reference is, so at actions that are ABSENT.
+
     Source: Eq. 11; `eq-implicit-reward` in the book.
     """
     levels = enumerate(zip(logp, log_ref, strict=True))
-    return tuple(implicit_reward(p, ref, beta_at(beta, t)) for t, (p, ref) in levels)
+    return tuple(
+        implicit_reward(p, ref, beta_at(beta, t)).masked_fill(ref == -math.inf, 0.0)
+        for t, (p, ref) in levels
+    )
 
 
 def evaluate(tree: MDP, logp: Levels, reward: Levels, gamma: float = 1.0) -> tuple[Levels, Levels]:
@@ -228,9 +233,9 @@ def regret(
 ) -> Tensor:
     """V*(s₀) − J(π) from each prompt: (n_prompts,); equal to β KL(π ‖ π*) for every π.
 
-    With one price a state it is E_π Σ_t β(s_t) KL(π(·|s_t) ‖ π*(·|s_t)).
+    With one price a state or a discount it is E_π Σ_t γ^t β(s_t) KL(π(·|s_t) ‖ π*(·|s_t)).
 
-    Source: fact 3 of the notes; `eq-regret` in the book.
+    Source: `eq-regret` in the book.
     """
     best = soft_backup(tree, reward, log_ref, beta, gamma).value[0]
     return best - objective(tree, logp, reward, log_ref, beta, gamma)

@@ -121,7 +121,7 @@ class Tree:
         except CycleError as error:
             loop = " → ".join(repr(state) for state in reversed(error.args[1]))
             raise ValueError(
-                f"The graph has a loop, {loop}: without a discount its values are not determined."
+                f"The graph has a loop, {loop}: without a discount its values may not exist."
             ) from None
         width = max((len(xs) for xs in graph.values()), default=0)
         levels, child = [list(dict.fromkeys(prompts))], []
@@ -221,7 +221,10 @@ class Tree:
         ]
 
     def prefix_sums(self, field: Levels) -> Levels:
-        """Σ_{i≤t} x(s_i, a_i) from the prompt up to and including every edge: (n_t, A) a level."""
+        """Σ_{i≤t} x(s_i, a_i) from the prompt up to and including every edge: (n_t, A) a level.
+
+        Source: `eq-martingale` in the book.
+        """
         so_far, sums = field[0].new_zeros(len(self.child[0])), []
         for (_, goes_on), x in zip(self._routes, field, strict=True):
             sums.append(so_far[:, None] + x)

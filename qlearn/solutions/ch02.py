@@ -21,6 +21,7 @@ def check_1(answer) -> None:
         (1.0, 0.0, 0.5, 0.5),
         (-2.0, 3.0, 0.9, 2.0),
         (40.0, -30.0, 0.2, 1e-3),
+        (-30.0, 40.0, 0.3, 1e-3),
     ):
         try:
             got = answer(win, lose, p, beta)
@@ -35,7 +36,14 @@ def check_1(answer) -> None:
         assert abs(float(got) - mean) > 1e-9, "That is the mean return; V is above it."
         no_ref = beta * pair.logsumexp(0)
         assert abs(float(got) - no_ref) > 1e-9, "Where is the reference? It weighs each answer."
-        assert abs(float(got) - truth) < 1e-9, (
+        if abs(float(got) - truth) < 1e-9:
+            continue
+        best = (pair + torch.tensor([p, 1 - p], dtype=torch.float64).log()).softmax(0)
+        earned = (best * pair).sum() * beta
+        assert abs(float(got) - earned) > 1e-9, "That is the mean return of π*, before the price."
+        assert abs(float(got) - truth / beta) > 1e-9, "That is V/β: a β is missing in front."
+        assert abs(float(got) - truth) > 1e-5, "Nearly: compute in float64, as Python's floats do."
+        raise AssertionError(
             f"At returns {win} and {lose}, p = {p}, β = {beta} the value is {truth.item():.6g}."
         )
 
@@ -59,6 +67,7 @@ def check_2(answer) -> None:
         got = answer(returns, ref.log(), beta)
         assert isinstance(got, Tensor) and got.shape == (6,), "Return one number an answer."
         weights = ref * (returns / beta).exp()
+        assert abs(got.sum() - 1) > 1e-9, "Return log-probabilities, not probabilities."
         assert abs(got.exp().sum() - 1) < 1e-9, "The probabilities of all answers must sum to 1."
         uniform = (returns / beta).softmax(0)
         assert (got.exp() - uniform).abs().max() > 1e-9, (
@@ -91,7 +100,8 @@ def check_3(answer) -> None:
         assert isinstance(got, int | float), "Return one number."
         assert abs(got + truth) > 1e-3 * truth, "The sign: a divergence is never negative."
         assert abs(got - truth) < 1e-3 * truth, (
-            f"At β = {beta} the divergence is {truth:.4f}. How does V change with the price?"
+            f"At β = {beta} the divergence is {truth:.4f}. It is a slope of V: take "
+            "a step of about β/10000, to both sides."
         )
 
 
@@ -103,7 +113,12 @@ def solution_4(p: float, target: float) -> float:
 def check_4(answer) -> None:
     require_function(answer)
     for p, target in ((0.5, 0.9), (0.01, 0.5), (0.3, 0.31)):
-        beta = answer(p, target)
+        try:
+            beta = answer(p, target)
+        except ZeroDivisionError:
+            raise AssertionError(
+                f"Division by zero at p = {p}, target = {target}: where is p?"
+            ) from None
         assert isinstance(beta, int | float) and beta > 0, "Return a positive number, β."
         good, bad = p * math.exp(min(1 / beta, 700)), 1 - p
         found = good / (good + bad)

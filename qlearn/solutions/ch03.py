@@ -3,6 +3,7 @@
 import math
 
 import torch
+from torch import Tensor
 
 from qlearn.exact import soft
 from qlearn.exact.tree import Levels, Tree
@@ -25,7 +26,7 @@ def check_1(answer) -> None:
         log_ref = logits.log_softmax(0)
         after[0] = 0.0
         got = answer(reward.tolist(), log_ref.tolist(), after.tolist(), beta)
-        assert isinstance(got, tuple) and len(got) == 2, "Return a pair: V, list of log π*."
+        assert isinstance(got, tuple | list) and len(got) == 2, "Return a pair: V, list of log π*."
         tilt = log_ref + (reward + after) / beta
         value, logp = got
         assert abs(float(value) - (beta * tilt.logsumexp(0)).item()) < 1e-9, (
@@ -64,6 +65,27 @@ def check_2(answer) -> None:
     for seed in range(3):
         tree, q, log_ref, beta = _problem(seed)
         got = require_levels(answer(tree, q, log_ref, beta), tree)
+
+        def after(value, tree=tree, q=q):  # of the state after each token
+            values = [*(value(t) for t in range(tree.horizon)), None]
+            return [tree.next_value(t, values[t + 1]) for t in range(tree.horizon)]
+
+        price = [beta * ref for ref in log_ref]
+        v = after(lambda t, q=q, beta=beta: soft.soft_value(q[t], beta))
+        hard = after(lambda t, q=q: q[t].max(dim=-1).values)
+        twice = after(
+            lambda t, q=q, ref=log_ref, beta=beta: soft.soft_value_prior(q[t], ref[t], beta)
+        )
+        nothing = [0.0 * x for x in q]
+        typical = [
+            (nothing, v, "Where is the reference? `q` has it inside."),
+            (price, hard, "V_Q is the soft maximum."),
+            (price, twice, "`q` already holds the reference: do not count it twice."),
+        ]
+        for ref, ahead, hint in typical:
+            wrong = [x - p - y for x, p, y in zip(q, ref, ahead, strict=True)]
+            off = max((x - y).abs().max().item() for x, y in zip(got, wrong, strict=True))
+            assert off > 1e-9, hint
         again = soft.soft_backup(tree, got, log_ref, beta).q
         for t in range(tree.horizon):
             assert (again[t] - q[t]).abs().max() < 1e-9, (
@@ -111,9 +133,15 @@ def check_4(answer) -> None:
         lengths = torch.tensor([len(y) - 1.0 for y in tree.leaves()], dtype=torch.float64)
         truth = (tree.path_sums(logp).exp() * lengths).sum().item()
         got = answer(tree, reward, log_ref, beta)
-        assert isinstance(got, int | float), "Return one number."
+        assert isinstance(got, int | float) or (isinstance(got, Tensor) and got.ndim == 0), (
+            "Return one number."
+        )
+        got = float(got)
+        assert not 1e-3 <= abs(got - truth) < 1e-2, (
+            "Close: take a smaller bonus, or one on either side."
+        )
         assert abs(got - truth) < 1e-3, (
-            f"The mean length is {truth:.4f}, not {got:.4f}. How does V change with a bonus a token?"
+            f"The mean length is {truth:.4f}, not {got:.4f}. How does V answer to a bonus a token?"
         )
 
 

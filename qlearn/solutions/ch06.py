@@ -30,6 +30,7 @@ def check_1(answer) -> None:
         margin = (out.chosen_reward - out.rejected_reward).item()
         got = answer(margin, beta, winner, loser, 4)
         assert isinstance(got, Tensor) and got.shape == truth.shape, "Return a vector, one a token."
+        assert got.dtype == torch.float64, "The vector must be float64."
         assert got.sum().abs() < 1e-9, "What the winner's token gains the loser's token must lose."
         assert (got + truth).abs().max() > 1e-9, "The sign: a gradient points uphill on the loss."
         assert (got - truth).abs().max() < 1e-9, "How steep is −log σ(m) at this margin, times β?"

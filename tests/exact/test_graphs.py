@@ -8,7 +8,7 @@ import torch
 
 from qlearn.exact import shaping, soft, training
 from qlearn.exact.chance import with_chance
-from qlearn.exact.tree import Tree, lift
+from qlearn.exact.tree import ABSENT, TERMINAL, Tree, lift
 
 from . import oracle
 from .worlds import BETAS, SEEDS, flat, random_field, random_states
@@ -179,3 +179,23 @@ def test_claim_graphs_by_hand_become_trees_or_say_why_not():
         Tree.from_graph({"x": [None]}, [])
     with pytest.raises(ValueError, match="at least one level"):
         Tree.layered([])
+
+
+def test_claim_an_absent_action_has_no_implicit_reward():
+    """log π and log π_ref are both −∞ there; their difference is 0 by definition, never NaN."""
+    tree = Tree((torch.tensor([[TERMINAL, ABSENT, TERMINAL]]),))
+    reward = (torch.tensor([[1.0, 0.0, -1.0]], dtype=torch.float64),)
+    log_ref = (torch.tensor([[0.25, 0.0, 0.75]], dtype=torch.float64).log(),)
+    best = soft.soft_backup(tree, reward, log_ref, 0.5)
+    found = soft.implicit_rewards(best.logp, log_ref, 0.5)[0][0].tolist()
+    v = 0.5 * math.log(0.25 * math.exp(2) + 0.75 * math.exp(-2))
+    assert found == [pytest.approx(1 - v), 0.0, pytest.approx(-1 - v)]
+
+
+def test_claim_a_reference_that_writes_an_absent_action_is_named():
+    """The sentence points at the action that is wrong, not at the first that is absent."""
+    tree = Tree((torch.tensor([[ABSENT, ABSENT, TERMINAL]]),))
+    log_ref = (torch.tensor([[-math.inf, -9.0, 0.0]], dtype=torch.float64),)
+    reward = (torch.zeros(1, 3, dtype=torch.float64),)
+    with pytest.raises(ValueError, match="must be -inf for action 1 in state 0 of level 0"):
+        soft.soft_backup(tree, reward, log_ref, 0.5)

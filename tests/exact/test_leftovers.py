@@ -169,6 +169,18 @@ def test_claim_chance_leaves_the_noise_of_the_value(beta):
     assert worst > 1e-2
 
 
+def test_claim_chances_are_those_asked_for():
+    """0.3 is 0.3 to the last bit of float64, an end stays an end, and an absent action absent."""
+    tree = Tree(
+        (torch.tensor([[0, 1, TERMINAL]]), torch.tensor([[TERMINAL, ABSENT, TERMINAL]] * 2))
+    )
+    other = (torch.tensor([[1, 0, 0]]), torch.full((2, 3), TERMINAL))
+    made = with_chance(tree, other, 0.3)
+    assert made.prob[0].tolist() == [[[0.7, 0.3], [0.7, 0.3], [1.0, 0.0]]]
+    assert made.prob[1].tolist() == [[[1.0, 0.0], [0.0, 0.0], [1.0, 0.0]]] * 2
+    assert made.child[0].tolist() == [[[0, 1], [1, 0], [TERMINAL, ABSENT]]]
+
+
 def chance_paths(tree, t=0, s=0, path=(0,), steps=(), weight=1.0):
     """Every realised response: its name in `realised`, its (t, s, a, next row) and chance."""
     n_outcomes = tree.child[t].shape[2]

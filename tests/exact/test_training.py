@@ -103,7 +103,7 @@ def test_eq_03_every_ascent_reaches_the_optimum(beta):
 def test_claim_natural_gradient_contracts_exactly(beta):
     """log π/π* shrinks by 1 − lr β a step on one level; at lr = 1/β H levels take H steps.
 
-    `eq-natural-gradient`
+    `eq-natural-gradient`, `thm-natural-gradient`
     """
     for seed in SEEDS:
         generator = torch.Generator().manual_seed(seed)

@@ -6,7 +6,7 @@ import torch
 from qlearn.exact.tree import TERMINAL, Tree
 
 from . import oracle
-from .worlds import as_dict, problem
+from .worlds import as_dict, problem, random_field, random_states
 
 
 @pytest.mark.parametrize(("n_actions", "horizon", "eos"), [(4, 4, 0), (3, 5, 2), (2, 1, 1)])
@@ -69,3 +69,14 @@ def test_claim_empty_trees_are_refused(bad):
         Tree.full(**bad)
     with pytest.raises(ValueError, match="eos must be one of"):
         Tree.full(3, 2, eos=3)
+
+
+def test_claim_push_is_the_adjoint_of_next_value():
+    """Σ_e mass(e) V(s') = Σ_s' push(s') V(s') on every level; from the last nothing goes on."""
+    tree, _, _ = problem(2, n_prompts=2)
+    mass, value = random_field(tree, 3), (*random_states(tree, 4), None)
+    for t in range(tree.horizon):
+        pushed, ahead = tree.push(t, mass[t]), tree.next_value(t, value[t + 1])
+        arrived = 0.0 if value[t + 1] is None else (pushed * value[t + 1]).sum()
+        assert abs((mass[t] * ahead).sum() - arrived) < 1e-12
+    assert pushed.shape == (0,)
