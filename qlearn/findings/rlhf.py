@@ -18,7 +18,6 @@ model's): {TRIED}
 """
 
 from collections.abc import Sequence
-from functools import partial
 
 import numpy as np
 import torch
@@ -41,9 +40,7 @@ EXTRA_SEEDS = 2  # of the two side questions, which take as long as the main one
 
 def responses(policy: str, reference: str, n: int, seed: int) -> list[Rollout]:
     """`n` responses of the policy in a folder, to posts of no training run, with the true score."""
-    config = recipes.settings(
-        "tiny-ppo", PPOConfig, model=policy, output_dir="", num_generations=1
-    )
+    config = recipes.settings("tiny-ppo", PPOConfig, model=policy, output_dir="", num_generations=1)
     tokenizer, world = load_tokenizer(reference), World(config.data)
     posts = world.posts(n, f"rlhf held out {seed}")
     rows = [(i, {"prompt": post.prompt}) for i, post in enumerate(posts, start=1)]
@@ -139,7 +136,9 @@ def run(seeds: Sequence[int]) -> dict:
         "mean": summarise(per_seed),
         "per_seed": per_seed,
         "curves": {name: curve(logged) for name, logged in histories.items()},
-        "learned_reward": dict(zip(map(str, some), runs.each_seed(learned_reward, some), strict=True)),
+        "learned_reward": dict(
+            zip(map(str, some), runs.each_seed(learned_reward, some), strict=True)
+        ),
         "lam_95": dict(zip(map(str, some), runs.each_seed(short_sight, some), strict=True)),
     }
 

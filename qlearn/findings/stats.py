@@ -1,18 +1,14 @@
 """Statistics of the findings: intervals that respect pairs and clusters, tests, equivalence.
 
-Resampling is scipy's, McNemar's test, Holm's correction and the two one-sided tests statsmodels'.
-What is ours is what neither has: resampling whole clusters, the area under the ROC curve of tokens
-grouped by post, and the Hodges-Lehmann interval with the level that so few seeds really give.
+Resampling and the exact tests are scipy's. What is ours is what it lacks: resampling whole clusters,
+Holm's correction, and the Hodges-Lehmann interval with the level that so few seeds really give.
 """
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import bootstrap, rankdata, wilcoxon
-from statsmodels.stats.contingency_tables import mcnemar as _mcnemar
-from statsmodels.stats.multitest import multipletests
-from statsmodels.stats.weightstats import ttost_paired
+from scipy.stats import binomtest, bootstrap, rankdata, ttest_rel, wilcoxon
 
 RESAMPLES = 2000
 
@@ -97,14 +93,20 @@ def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> float:
     Raises: ValueError for unequal lengths or fewer than two pairs.
     """
     a, b = (x.astype(bool) for x in _pairs(first, second))
-    table = [[int((a & b).sum()), int((a & ~b).sum())], [int((~a & b).sum()), int((~a & ~b).sum())]]
-    return float(_mcnemar(table, exact=True).pvalue)
+    alone, all_alone = int((a & ~b).sum()), int((a != b).sum())
+    return float(binomtest(alone, all_alone).pvalue) if all_alone else 1.0
 
 
 def holm(p_values: dict[str, float]) -> dict[str, float]:
-    """Each p-value adjusted for all of them (Holm, 1979): compare with the level as it stands."""
-    adjusted = multipletests(list(p_values.values()), method="holm")[1]
-    return dict(zip(p_values, map(float, adjusted), strict=True))
+    """Each p-value adjusted for all of them (Holm, 1979): compare with the level as it stands.
+
+    The k-th smallest of n becomes (n − k + 1) p, but never less than the one before nor more than 1.
+    """
+    order = sorted(p_values, key=p_values.get)
+    factors = range(len(order), 0, -1)
+    raised = [min(1.0, n * p_values[name]) for n, name in zip(factors, order, strict=True)]
+    adjusted = dict(zip(order, np.maximum.accumulate(raised).tolist(), strict=True))
+    return {name: adjusted[name] for name in p_values}
 
 
 def hodges_lehmann(differences: Sequence[float], level: float = 0.95) -> Interval:
@@ -150,7 +152,10 @@ def equivalent(
     """
     if margin <= 0:
         raise ValueError(f"The margin must be positive, not {margin}.")
-    p = float(ttost_paired(*_pairs(first, second), -margin, margin)[0])
+    a, b = _pairs(first, second)
+    below = ttest_rel(a, b - margin, alternative="greater").pvalue  # is first − second > −margin?
+    above = ttest_rel(a, b + margin, alternative="less").pvalue  # is it < margin?
+    p = float(max(below, above))
     return p < level, p
 
 
