@@ -12,13 +12,18 @@ exact     exact.tree           01, 15   the token MDP
           exact.chance, exact.leftovers 08
           exact.search         -        Eqs 12 to 15
           exact.optimise       -        L-BFGS for all of them
-          losses               06       Eqs 1, 4, 9
+          losses               06, 10   Eqs 1 to 4, 9
 lm        lm.worlds, lm.grammar 09      embedded worlds, their exact truth
           lm.slots, lm.trips   09, 11   slot summaries; trips, the second world
           lm.models, lm.data, lm.check, lm.logprobs, lm.decode, lm.tree   09
 train     train.sft, train.dpo, train.engine                    09
+          train.reward, train.rollout, train.steps, train.ppo   10       Eqs 1, 2, 3
 findings  findings.credit, findings.slot_world                  09       Eqs 10, 11
-          findings.likelihood  09       Eq. 16
+          findings.likelihood  09, 14   Eq. 16; what a run's own curves say
+          findings.credit_study, findings.localisation, findings.heat_maps  11
+          findings.displacement 14      where probability goes; the sign law
+          findings.runs, findings.stats shared trained models; statistics
+          findings.rlhf        10       PPO and RLOO against the exact optimum
           findings.corruptions 11       minimal edits of correct lines
 
 Beside them: show (pictures, the token inspector), recipes (settings of the book's runs), results

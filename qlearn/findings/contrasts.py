@@ -41,10 +41,10 @@ def contrast(
 def at_equal_length(reward: np.ndarray, length: np.ndarray) -> dict[str, float]:
     """Least squares of a paired difference in reward on that in length: effect, low, high, slope.
 
-    The effect is the height of the line where the lengths are equal. Where all lengths differ alike
-    there is no line, and the effect is the mean.
+    The effect is the height of the line where the lengths are equal. Where all lengths differ
+    alike, or all rewards, there is no line to fit, and the effect is the mean.
     """
-    if np.ptp(length) == 0:
+    if np.ptp(length) == 0 or np.ptp(reward) == 0:
         effect, error, slope = reward.mean(), reward.std(ddof=1) / len(reward) ** 0.5, 0.0
     else:
         fit = linregress(length, reward)

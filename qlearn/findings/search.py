@@ -42,6 +42,8 @@ GUIDED = {
     "guided5": Decoding(decoder="guided", beams=5, beta=DPO_BETAS["dpo"]),
 }
 
+N_SAMPLES = 2  # posts whose lines are printed beside the numbers
+
 # (seed, the reference's folder): trains a policy or finds it trained; its folder
 Trainer = Callable[[int, str], str]
 
@@ -137,37 +139,39 @@ def cell(
     return columns
 
 
-def run_seed(
-    seed: int, policies: Mapping[str, tuple[Trainer, float]] = POLICIES, n_posts: int = 256
-) -> tuple[dict, list[dict]]:
-    """({model: {decoder: `cell`}}, the lines of the first two posts) of the models of one seed."""
-    world, folder = World(), runs.sft_run(seed)
-    models = {"sft": (folder, DPO_BETAS["dpo"])}
-    models |= {name: (trainer(seed, folder), beta) for name, (trainer, beta) in policies.items()}
+def run_model(
+    seed_and_name: tuple[int, str],
+    policies: Mapping[str, tuple[Trainer, float]] = POLICIES,
+    n_posts: int = 256,
+) -> dict[str, tuple[dict[str, np.ndarray], list[str]]]:
+    """{decoder: (`cell`, its first lines)} of one seed's model, "sft" or one of `policies`."""
+    (seed, name), world, folder = seed_and_name, World(), runs.sft_run(seed_and_name[0])
+    trainer, beta = policies.get(name, (lambda seed, reference: reference, DPO_BETAS["dpo"]))
     tokenizer = load_tokenizer(folder)
-    reference = load_model(folder, tokenizer)
-    posts, rng = world.posts(n_posts, f"held out {seed}"), Random(f"rivals {seed}")
-    lines = [world.write(post, rng) for post in posts]
-    rivals = [world.reward(post, line) for post, line in zip(posts, lines, strict=True)]
+    reference, policy = (load_model(x, tokenizer) for x in (folder, trainer(seed, folder)))
+    posts, _, rivals = held_out(world, seed, n_posts)
     forecast = exact_forecast(world, posts, tokenizer, DPO_BETAS["dpo"])
-    cells: dict = {name: {} for name in models}
-    samples = [
-        {"post": posts[i].prompt, "writer": f"{rivals[i]:+.1f} {as_text(lines[i]).strip()}"}
-        | {name: {} for name in models}
-        for i in range(min(2, n_posts))
-    ]
-    for name, (path, beta) in models.items():
-        policy = load_model(path, tokenizer)
-        for decoder, how in (DECODERS | (GUIDED if name == "sft" else {})).items():
-            found = decode(
-                policy, tokenizer, [post.prompt for post in posts],
-                replace(how, max_new_tokens=world.longest + 4), seed=seed, forecast=forecast,
-            )  # fmt: skip
-            columns = cell(world, posts, rivals, found, policy, reference, tokenizer, beta, how)
-            cells[name][decoder] = columns
-            for sample, d, reward in zip(samples, found, columns["reward"], strict=False):
-                sample[name][decoder] = f"{reward:+.1f} {d.text.strip()}"
-    return cells, samples
+    result = {}
+    for decoder, how in (DECODERS | (GUIDED if name == "sft" else {})).items():
+        found = decode(
+            policy, tokenizer, [post.prompt for post in posts],
+            replace(how, max_new_tokens=world.longest + 4), seed=seed, forecast=forecast,
+        )  # fmt: skip
+        columns = cell(world, posts, rivals, found, policy, reference, tokenizer, beta, how)
+        lines = [
+            f"{reward:+.1f} {d.text.strip()}"
+            for reward, d in zip(columns["reward"][:N_SAMPLES], found, strict=False)
+        ]
+        result[decoder] = columns, lines
+    return result
+
+
+def held_out(world: World, seed: int, n: int) -> tuple[list[Post], list[str], list[float]]:
+    """`n` posts of no training run, with one writer's line for each and its true reward."""
+    posts, rng = world.posts(n, f"held out {seed}"), Random(f"rivals {seed}")
+    lines = [world.write(post, rng) for post in posts]
+    rewards = [world.reward(post, line) for post, line in zip(posts, lines, strict=True)]
+    return posts, [as_text(line).strip() for line in lines], rewards
 
 
 def exact_truth(world: World, beta: float) -> dict[str, float]:
@@ -183,32 +187,45 @@ def exact_truth(world: World, beta: float) -> dict[str, float]:
     }
 
 
-def run(seeds: Sequence[int], policies: Mapping[str, tuple[Trainer, float]] = POLICIES) -> dict:
+def run(
+    seeds: Sequence[int],
+    policies: Mapping[str, tuple[Trainer, float]] = POLICIES,
+    n_posts: int = 256,
+) -> dict:
     """The results file `tiny_search`. `policies` may hold further ones: {name: (trainer, β)}."""
-    found = runs.each_seed(partial(run_seed, policies=policies), seeds)
-    per_seed, samples = [cells for cells, _ in found], found[0][1]
-    n = len(per_seed[0]["sft"]["greedy"]["reward"])
-    which = np.repeat(np.array(seeds), n)
-    pooled = {
-        name: {
-            decoder: {k: np.concatenate([c[name][decoder][k] for c in per_seed]) for k in columns}
-            for decoder, columns in model.items()
-        }
-        for name, model in per_seed[0].items()
-    }
+    runs.each_seed(runs.sft_run, seeds)
+    names = ["sft", *policies]
+    tasks = [(seed, name) for seed in seeds for name in names]
+    found = runs.each_seed(partial(run_model, policies=policies, n_posts=n_posts), tasks)
+    by_task = dict(zip(tasks, found, strict=True))
+    cells = {name: _pooled([by_task[seed, name] for seed in seeds]) for name in names}
+    which = np.repeat(np.array(seeds), n_posts)
     means = [
-        {name: {d: {k: float(x.mean()) for k, x in c.items()} for d, c in model.items()}
-         for name, model in cells.items()}
-        for cells in per_seed
+        {name: {d: {k: float(x.mean()) for k, x in columns.items()}
+                for d, (columns, _) in by_task[seed, name].items()} for name in names}
+        for seed in seeds
     ]  # fmt: skip
+    posts, lines, rewards = held_out(World(), seeds[0], N_SAMPLES)
     betas = {name: beta for name, (_, beta) in policies.items()}
     return {
         "seeds": list(seeds),
-        "posts_per_seed": n,
+        "posts_per_seed": n_posts,
         "betas": betas,
         "exact": {name: exact_truth(World(), beta) for name, beta in betas.items()},
         "mean": summarise(means),
-        "contrasts": contrasts(pooled, which),
-        "over_optimisation": over_optimisation(pooled, which),
-        "samples": samples,
+        "contrasts": contrasts(cells, which),
+        "over_optimisation": over_optimisation(cells, which),
+        "samples": [
+            {"post": posts[i].prompt, "writer": f"{rewards[i]:+.1f} {lines[i]}"}
+            | {name: {d: x[i] for d, (_, x) in by_task[seeds[0], name].items()} for name in names}
+            for i in range(N_SAMPLES)
+        ],
+    }
+
+
+def _pooled(found: Sequence[dict]) -> dict[str, dict[str, np.ndarray]]:
+    """The columns of several seeds end to end, for each decoder."""
+    return {
+        decoder: {k: np.concatenate([x[decoder][0][k] for x in found]) for k in columns}
+        for decoder, (columns, _) in found[0].items()
     }

@@ -6,15 +6,16 @@ token, so a trained policy can be compared with the truth, on responses it has n
 
 import random
 import sys
-import tempfile
 from collections import defaultdict
 from collections.abc import Sequence
+from functools import partial
 from statistics import fmean
 
 from scipy.stats import sem, t
 
 from qlearn import recipes
 from qlearn.exact.soft import expected_return
+from qlearn.findings import runs
 from qlearn.findings.credit import Credit, agreement, token_credit
 from qlearn.findings.likelihood import log_ratio_and_kl
 from qlearn.lm.data import SFT_COLUMNS, as_pairs, encode
@@ -22,9 +23,7 @@ from qlearn.lm.decode import sample
 from qlearn.lm.logprobs import Row
 from qlearn.lm.models import load_model, load_tokenizer
 from qlearn.lm.worlds import Post, SlotWorld, World, as_text, as_words
-from qlearn.train import dpo, sft
 from qlearn.train.dpo import DPOConfig
-from qlearn.train.sft import SFTConfig
 
 
 def held_out(
@@ -119,40 +118,30 @@ def puzzle_credit(policy, reference, tokenizer, beta: float) -> dict[str, float]
     return false | {"others_lowest": min(by_word.values())}
 
 
-def run_seed(seed: int, folder: str, n: int = 1000, data: str = "slots") -> dict:
+def run_seed(seed: int, data: str = "slots", n: int = 1000) -> dict:
     """SFT, DPO and the label-shuffled control at one seed, as the recipes say, and `measure`.
 
     `data` names the world; the recipes are the same for all.
     """
-    world = World(data)
-    first = recipes.settings(
-        "tiny-sft", SFTConfig, data=data, output_dir=f"{folder}/sft", seed=seed
-    )
-    sft.run(first)
-    tokenizer = load_tokenizer(first.output_dir)
-    reference = load_model(first.output_dir, tokenizer)
+    world, sft = World(data), runs.sft_run(seed, data)
+    tokenizer = load_tokenizer(sft)
+    reference = load_model(sft, tokenizer)
     found = {"reference_rewards": rewards(world, reference, tokenizer, n, seed)}
     for name, shuffle in (("dpo", False), ("shuffled", True)):
-        second = recipes.settings(
-            "tiny-dpo", DPOConfig, data=data, model=first.output_dir,
-            output_dir=f"{folder}/{name}", seed=seed, shuffle_labels=shuffle,
-        )  # fmt: skip
-        found[name] = dict(dpo.run(second)["after"])
-        policy = load_model(second.output_dir, tokenizer)
-        found[name] |= measure(world, policy, reference, tokenizer, second.beta, n, seed)
+        folder = runs.dpo_run(seed, sft, data, shuffle_labels=shuffle)
+        policy, beta = load_model(folder, tokenizer), runs.settings(folder)["beta"]
+        found[name] = dict(runs.summary(folder)["after"])
+        found[name] |= measure(world, policy, reference, tokenizer, beta, n, seed)
         found[name] |= mean_log_ratio(world, policy, reference, tokenizer, n, seed)
         found[name]["rewards"] = rewards(world, policy, tokenizer, n, seed)
         if data == "slots":
-            found[name]["puzzle"] = puzzle_credit(policy, reference, tokenizer, second.beta)
+            found[name]["puzzle"] = puzzle_credit(policy, reference, tokenizer, beta)
     return found
 
 
 def run(seeds: Sequence[int], data: str = "slots") -> dict:
     """The results file `tiny_dpo`: every seed, and means with 95 % t-intervals over seeds."""
-    per_seed = []
-    for seed in seeds:
-        with tempfile.TemporaryDirectory() as folder:
-            per_seed.append(run_seed(seed, folder, data=data))
+    per_seed = runs.each_seed(partial(run_seed, data=data), seeds)
     world, beta = World(data), recipes.settings("tiny-dpo", DPOConfig, model="", output_dir="").beta
     exact = {
         "beta": beta,

@@ -16,6 +16,7 @@ MEASUREMENTS = {
     "tiny_credit": ("qlearn.findings.credit_study", range(5)),
     "tiny_credit_second": ("qlearn.findings.credit_study:run_second", range(5)),
     "tiny_likelihood": ("qlearn.findings.displacement", range(5)),
+    "tiny_rlhf": ("qlearn.findings.rlhf", range(5)),
     "tiny_search": ("qlearn.findings.search", range(5)),
     "proxy_map": ("qlearn.findings.proxy", range(20)),
     "tiny_proxy": ("qlearn.findings.borrowed", range(3)),
