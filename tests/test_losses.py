@@ -186,7 +186,7 @@ def test_claim_gae_with_lambda_1_is_the_return_less_the_value():
 
 
 def test_claim_leave_one_out_is_the_mean_of_the_others():
-    """`eq-rloo`"""
+    """Each return less the mean of its siblings, by hand."""
     returns = torch.tensor([[1.0, 2.0, 6.0], [0.0, 0.0, 3.0]])
     expected = [[1 - 4.0, 2 - 3.5, 6 - 1.5], [-1.5, -1.5, 3.0]]
     assert torch.allclose(losses.leave_one_out(returns), torch.tensor(expected))

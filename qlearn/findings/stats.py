@@ -1,7 +1,8 @@
 """Statistics of the findings: intervals that respect pairs and clusters, tests, equivalence.
 
-Resampling and the exact tests are scipy's. What is ours is what it lacks: resampling whole clusters,
-Holm's correction, and the Hodges-Lehmann interval with the level that so few seeds really give.
+Resampling and the exact tests are scipy's. What is ours is what it lacks: resampling whole
+clusters, Holm's correction, and the Hodges-Lehmann interval with the level that so few seeds really
+give.
 """
 
 from collections.abc import Callable, Sequence
@@ -100,7 +101,7 @@ def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> float:
 def holm(p_values: dict[str, float]) -> dict[str, float]:
     """Each p-value adjusted for all of them (Holm, 1979): compare with the level as it stands.
 
-    The k-th smallest of n becomes (n − k + 1) p, but never less than the one before nor more than 1.
+    The k-th smallest of n becomes (n − k + 1) p, but not less than the one before nor more than 1.
     """
     order = sorted(p_values, key=p_values.get)
     factors = range(len(order), 0, -1)

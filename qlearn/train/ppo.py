@@ -9,7 +9,7 @@ what an action is:
          same prompt, weighs the gradient of its log π: REINFORCE, without a value head.
 
 Both clip the ratio π/π_old of their actions, so that responses can be learned from more than once.
-Equations of the book: `eq-rlhf-objective`, `eq-ppo`, `eq-gae`, `eq-rloo`.
+Equations of the book: `eq-objective`, `eq-ppo`.
 """
 
 import copy
