@@ -73,12 +73,13 @@ def test_claim_built_in_recipes_are_valid_and_resolve_to_themselves(tmp_path):
     from qlearn.train import engine
 
     for name in recipes.names():
-        config = SFTConfig if name.endswith("sft") else DPOConfig
+        command = name.split("-")[-1].replace("rloo", "ppo")
+        _, config = cli.load(command)
         given = {"output_dir": str(tmp_path / name)}
         given |= {} if "model" in recipes.read(name, config) else {"model": "tiny"}
         settings = recipes.settings(name, config, **given)
         engine.open_output(settings)
-        again = cli.parse("sft", config, ["--config", str(tmp_path / name / "qlearn.yaml")])
+        again = cli.parse(command, config, ["--config", str(tmp_path / name / "qlearn.yaml")])
         assert again == settings
 
 
