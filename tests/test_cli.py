@@ -8,8 +8,6 @@ import yaml
 from qlearn import cli, recipes
 from qlearn.errors import InputError
 from qlearn.train.dpo import DPOConfig
-from qlearn.train.ppo import PPOConfig
-from qlearn.train.reward import RewardConfig
 from qlearn.train.sft import SFTConfig
 
 
@@ -74,15 +72,14 @@ def test_claim_built_in_recipes_are_valid_and_resolve_to_themselves(tmp_path):
     """Each recipe makes a configuration, and the qlearn.yaml of a run is a recipe again."""
     from qlearn.train import engine
 
-    configs = {"sft": SFTConfig, "dpo": DPOConfig, "reward": RewardConfig}
-    configs |= {"ppo": PPOConfig, "rloo": PPOConfig}
     for name in recipes.names():
-        config = configs[name.rpartition("-")[2]]
+        command = name.split("-")[-1].replace("rloo", "ppo")
+        _, config = cli.load(command)
         given = {"output_dir": str(tmp_path / name)}
         given |= {} if "model" in recipes.read(name, config) else {"model": "tiny"}
         settings = recipes.settings(name, config, **given)
         engine.open_output(settings)
-        again = cli.parse("sft", config, ["--config", str(tmp_path / name / "qlearn.yaml")])
+        again = cli.parse(command, config, ["--config", str(tmp_path / name / "qlearn.yaml")])
         assert again == settings
 
 

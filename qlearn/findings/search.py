@@ -145,10 +145,14 @@ def run_model(
     n_posts: int = 256,
 ) -> dict[str, tuple[dict[str, np.ndarray], list[str]]]:
     """{decoder: (`cell`, its first lines)} of one seed's model, "sft" or one of `policies`."""
-    (seed, name), world, folder = seed_and_name, World(), runs.sft_run(seed_and_name[0])
-    trainer, beta = policies.get(name, (lambda seed, reference: reference, DPO_BETAS["dpo"]))
+    seed, name = seed_and_name
+    world, folder = World(), runs.sft_run(seed)
     tokenizer = load_tokenizer(folder)
-    reference, policy = (load_model(x, tokenizer) for x in (folder, trainer(seed, folder)))
+    reference = policy = load_model(folder, tokenizer)
+    beta = DPO_BETAS["dpo"]
+    if name != "sft":
+        trainer, beta = policies[name]
+        policy = load_model(trainer(seed, folder), tokenizer)
     posts, _, rivals = held_out(world, seed, n_posts)
     forecast = exact_forecast(world, posts, tokenizer, DPO_BETAS["dpo"])
     result = {}

@@ -5,7 +5,7 @@ import torch
 
 from qlearn.errors import InputError
 from qlearn.exact import soft
-from qlearn.findings import proxy
+from qlearn.findings import borrowed, proxy
 from qlearn.lm.cursor import Cursor
 from qlearn.lm.models import load_model
 from qlearn.lm.worlds import SlotWorld
@@ -74,3 +74,13 @@ def test_claim_dera_in_the_slot_world_loses_the_kl_it_misses():
         assert row["kl"] > 1e-3 or alpha == "1"
     assert abs(found["1"]["mixed_objective"] - found["1"]["value"]) < 1e-10
     assert found["4"]["value"] - found["4"]["mixed_objective"] > 0.01
+
+
+def test_claim_a_measure_prices_the_distance_from_its_base(model, other, tokenizer, monkeypatch):
+    """The base is at no distance from itself; another policy pays β per nat of its samples."""
+    monkeypatch.setattr(borrowed, "N_POSTS", 6)
+    own = borrowed.measure(model, model, tokenizer, 0.5, seed=0)["sample"]
+    assert own["kl"] == 0.0 and own["objective"] == own["reward"]
+    apart = borrowed.measure(model, other, tokenizer, 0.5, seed=0)["sample"]
+    assert apart["reward"] == own["reward"] and apart["kl"] > 0.1
+    assert abs(apart["objective"] - (apart["reward"] - 0.5 * apart["kl"])) < 1e-6

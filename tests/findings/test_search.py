@@ -1,14 +1,18 @@
 """The grid of decoders: the exact forecast, what a cell holds, and contrasts with known answers."""
 
+import json
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 from qlearn.findings import contrasts as grid
+from qlearn.findings import search
 from qlearn.findings.search import DECODERS, cell, exact_forecast, exact_truth, judge
 from qlearn.lm.decode import Decoded, Decoding, decode
+from qlearn.lm.models import load_model
 from qlearn.lm.worlds import UNREADABLE, SlotWorld
 
 BETA = 0.5
@@ -131,6 +135,33 @@ def test_claim_all_p_values_are_adjusted_together():
     assert all(x["p_holm"] >= x["p_value"] for x in found.values())
     least = min(found.values(), key=lambda x: x["p_value"])
     assert abs(least["p_holm"] - min(1, least["p_value"] * len(found))) < 1e-12
+
+
+def test_claim_the_grid_takes_further_policies(monkeypatch, tmp_path, tokenizer):
+    """The results file's shape, with untrained models where trained ones would be."""
+    for name, seed in (("sft", 1), ("rlhf", 2)):
+        load_model("tiny", tokenizer, seed).save_pretrained(tmp_path / name)
+        tokenizer.save_pretrained(tmp_path / name)
+
+    def short(policy, tokenizer, prompts, how, **rest):
+        how = replace(how, max_new_tokens=3, beams=min(how.beams, 2))
+        return decode(policy, tokenizer, prompts, how, **rest)
+
+    monkeypatch.setattr(search, "decode", short)
+    monkeypatch.setattr(search.runs, "sft_run", lambda seed: str(tmp_path / "sft"))
+    monkeypatch.setattr(search.runs, "each_seed", lambda f, xs: [f(x) for x in xs])
+    policies = {"rlhf": (lambda seed, reference: reference.replace("sft", "rlhf"), 0.3)}
+    found = search.run([0, 1], policies, n_posts=3)
+    assert found["betas"] == {"rlhf": 0.3} and found["posts_per_seed"] == 3
+    assert set(found["mean"]["rlhf"]) == set(DECODERS)
+    assert set(found["mean"]["sft"]) == {*DECODERS, "guided1", "guided5"}
+    assert found["mean"]["sft"]["sample"]["implicit"]["mean"] == 0.0
+    assert abs(found["mean"]["rlhf"]["sample"]["implicit"]["mean"]) > 0.1
+    assert "rlhf_over_sft_beam5_over_greedy" in found["contrasts"]
+    first = found["samples"][0]
+    assert first["post"].startswith("SUBREDDIT") and set(first["rlhf"]) == set(DECODERS)
+    quoted = json.loads(json.dumps(found, allow_nan=False))  # plain numbers only
+    assert not any("." in key or ":" in key for key in quoted["contrasts"])
 
 
 def test_claim_guided_search_reaches_the_best_lines_on_a_writer(tokenizer, other):
