@@ -82,7 +82,7 @@ def best_objective(tree: Tree, reward: Levels, log_ref: Levels, beta: float) -> 
     What the best deterministic decoder earns on the RLHF objective: J(δ_y) at the mode of π*,
     V*(s₀) + β log max_y π*(y), so less than sampling from π* earns unless π* is certain.
 
-    Source: fact F3 of the notes.
+    Source: test F3; the mode is one response, and pays log 1/π*(y) nats for it.
     """
     best = None
     for t in reversed(range(tree.horizon)):

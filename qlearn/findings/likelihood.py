@@ -67,7 +67,7 @@ def variance_of_margin(margin: float) -> float:
     The margin of the best policy where the judge's reward has variance v over the reference's
     responses. Reward units squared; v ≥ margin.
 
-    Source: fact 9 of the notes; `eq-sign-law` in the book.
+    Source: `eq-sign-law` in the book.
     """
     node, weight = np.polynomial.hermite_e.hermegauss(180)
     weight = weight / weight.sum()
@@ -108,7 +108,7 @@ def diagnose(
     is what an unfinished training, or a reward with a bound, gives.
 
     Raises: InputError for fewer than three lines with implicit rewards.
-    Source: Eq. 16 and fact 9 of the notes; `eq-sign-law` in the book.
+    Source: Eq. 16; `eq-sign-law` in the book.
     """
     lines = [line for line in metrics if all(key in line for key in REWARDS)]
     if len(lines) < 3:

@@ -64,7 +64,7 @@ def cluster_bootstrap(
     level: float = 0.95,
     resamples: int = RESAMPLES,
 ) -> Interval:
-    """statistic(*arrays) with a percentile interval from resampling whole clusters of rows.
+    """A statistic of `arrays` with a percentile interval from resampling whole clusters of rows.
 
     Tokens of one post are not independent; posts are. `arrays` and `clusters` share their first
     axis. A difference of two statistics on the same rows is one statistic, hence paired.
