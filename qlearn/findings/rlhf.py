@@ -16,8 +16,8 @@ closed, so the SFT model's faults count against it; `fraction_of_model` is that 
 What was tried, on seed 0 alone, before the five seeds (J of 1.31 would be the writers' V*, 1.25 the
 model's): with λ = 0.95, a learning rate of 0.001 and 256 responses a step, 100 to 150 steps of PPO
 gave 1.15 to 1.18, whatever the epochs (1, 2), mini-batches (2, 4) and responses a prompt (1, 4);
-RLOO with the same settings 1.20. With λ = 1 and a learning rate of 0.002, as in the recipe, PPO gave
-1.20 too, also with eight mini-batches and without whitening.
+RLOO with the same settings 1.20. With λ = 1 and a learning rate of 0.002, as in the recipe, PPO
+gave 1.20 too, also with eight mini-batches and without whitening.
 """
 
 from collections.abc import Sequence
