@@ -10,12 +10,13 @@ exact     exact.tree           01, 15   the token MDP
           exact.shaping        07       Def. 1, Theorem 1
           exact.likelihood     07       the sign law
           exact.chance, exact.leftovers 08
-          exact.search         -        Eqs 12 to 15
+          exact.search         12, 13   Eqs 12 to 15
           exact.optimise       -        L-BFGS for all of them
           losses               06, 10   Eqs 1 to 4, 9
 lm        lm.worlds, lm.grammar 09      embedded worlds, their exact truth
           lm.slots, lm.trips   09, 11   slot summaries; trips, the second world
-          lm.models, lm.data, lm.check, lm.logprobs, lm.decode, lm.tree   09
+          lm.models, lm.data, lm.check, lm.logprobs, lm.tree    09
+          lm.cursor, lm.decode, lm.search 12   Eqs 12, 13
 train     train.sft, train.dpo, train.engine                    09
           train.reward, train.rollout, train.steps, train.ppo   10       Eqs 1, 2, 3
 findings  findings.credit, findings.slot_world                  09       Eqs 10, 11
@@ -25,10 +26,12 @@ findings  findings.credit, findings.slot_world                  09       Eqs 10,
           findings.runs, findings.stats shared trained models; statistics
           findings.rlhf        10       PPO and RLOO against the exact optimum
           findings.corruptions 11       minimal edits of correct lines
+          findings.search, findings.contrasts, findings.answers 12   Eqs 12, 13
+          findings.proxy, findings.borrowed 13   Eqs 14, 15
 
 Beside them: show (pictures, the token inspector), recipes (settings of the book's runs), results
-(what they gave), solutions and checker (exercises), cli (the command line), errors (one class for
-each kind of fault).
+(what they gave), solutions and checker (exercises), cli (the command line), options (fields of a
+configuration), errors (one class for each kind of fault).
 """
 
 from qlearn.checker import check
