@@ -4,8 +4,9 @@
 
 Writes one object a decoder: seconds (best of three), peer_seconds, ratio = peer / ours. Both sides
 must give the same tokens (sampling aside) before anything is timed. The model is tiny and has
-random weights with one token in two likely to end, so that responses end at many lengths.
-`pairs` draws two responses a prompt, as preference data is drawn.
+random weights, so nearly every response has the full length: the gain from rows that leave the
+batch as they end is not in these ratios. `pairs` draws two responses a prompt, as preference data
+is drawn.
 """
 
 import argparse

@@ -249,9 +249,8 @@ def beam(
             going = total[:, 0] > -torch.inf
         if not going.any():
             break
-        rows = torch.arange(len(alive), device=total.device)[:, None] * width + parent.gather(
-            1, order
-        )
+        first = torch.arange(len(alive), device=total.device)[:, None] * width
+        rows = first + parent.gather(1, order)
         total, alive = total[going], alive[going]
         written = _pick_rows(texts, order)[going]
         cursor.keep(rows[going].flatten())

@@ -10,7 +10,7 @@ import json
 import os
 from pathlib import Path
 
-# file: (module with `run(seeds)`, or module:function, seeds); about 12 minutes on two cores
+# file: (module with `run(seeds)`, or module:function, seeds)
 MEASUREMENTS = {
     "tiny_dpo": ("qlearn.findings.slot_world", range(5)),
     "tiny_credit": ("qlearn.findings.credit_study", range(5)),
