@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from qlearn import recipes
 from qlearn.exact.search import best_objective
 from qlearn.exact.soft import expected_return, implicit_reward
 from qlearn.findings import runs
@@ -26,6 +27,7 @@ from qlearn.lm.logprobs import Row
 from qlearn.lm.models import load_model, load_tokenizer
 from qlearn.lm.search import Forecast
 from qlearn.lm.worlds import UNREADABLE, Post, World, as_text
+from qlearn.train.ppo import PPOConfig
 
 DPO_BETAS = {"dpo_low": 0.1, "dpo": 0.5, "dpo_high": 2.0}
 DECODERS = {
@@ -56,7 +58,7 @@ def dpo_policy(seed: int, reference: str, beta: float) -> str:
 # Every policy of the grid beside the reference: how it is trained, and its β.
 POLICIES: dict[str, tuple[Trainer, float]] = {
     name: (partial(dpo_policy, beta=beta), beta) for name, beta in DPO_BETAS.items()
-}
+} | {"ppo": (runs.ppo_run, recipes.read("tiny-ppo", PPOConfig)["beta"])}
 
 
 def exact_forecast(
