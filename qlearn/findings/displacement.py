@@ -25,7 +25,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from qlearn import recipes
 from qlearn.exact.likelihood import sign_law
 from qlearn.exact.soft import soft_value_prior
-from qlearn.findings import runs
+from qlearn.findings import one_post, runs
 from qlearn.findings.corruptions import correct_line
 from qlearn.findings.credit import token_credit
 from qlearn.findings.heat_maps import as_rows
@@ -49,7 +49,7 @@ ARMS = {
     "the learning rate",
 }
 BETAS = (0.1, 0.25, 0.5, 1.0, 2.0, 4.0)
-SWEEP_PAIRS, SWEEP_LINES, SWEEP_PROMPT = 16384, 16384, "TL;DR:"
+SWEEP_PAIRS, SWEEP_LINES = 16384, 16384
 SWEEP_SIZES = (2048, 4096, 8192)  # fewer pairs, at the recipe's β
 SHARES = ("correct", "habit", "slip", "unreadable")
 ENDS = ("chosen", "rejected")
@@ -178,21 +178,16 @@ def change_by_kind(
 def sweep(seed: int) -> dict:
     """Implicit rewards on held-out pairs at every β, and at the recipe's β with fewer pairs.
 
-    One post only, so that the grammar is all there is to learn and a long training is short. The
-    learning rate is the recipe's times 0.5/β, 0.5 being its β: then a step moves implied rewards,
-    β log π, alike at every β. own_law is the law for the reference network's own returns.
+    One post only, so that a long training is short. The learning rate is the recipe's times 0.5/β,
+    0.5 being its β: then a step moves implied rewards, β log π, alike at every β. own_law is the law
+    for the reference network's own returns.
     """
-    (post,) = WORLD.posts(1, "one post")
-    rng = random.Random(f"one post {seed}")
-    lines = [as_text(WORLD.write(post, rng)) for _ in range(SWEEP_LINES)]
-    rows = [{"prompt": SWEEP_PROMPT, "completion": line} for line in lines]
+    rows = one_post.lines(WORLD, SWEEP_LINES, seed)
     reference = runs.sft_run(seed, data=runs.rows_file(rows), tokenizer="slots")
-    pairs, held_out = (
-        [row | {"prompt": SWEEP_PROMPT} for row in writers_pairs([post] * n, f"{name} {seed}")]
-        for name, n in (("one post", SWEEP_PAIRS), ("one post held out", 2048))
-    )
+    pairs = one_post.pairs(WORLD, SWEEP_PAIRS, seed)
+    held_out = one_post.pairs(WORLD, 2048, f"held out {seed}")
     recipe = recipes.settings("tiny-dpo", DPOConfig, model="", output_dir="")
-    own = own_returns(reference, post, seed)
+    own = own_returns(reference, seed)
 
     def point(beta: float, n: int) -> dict[str, float]:
         folder = runs.dpo_run(
@@ -216,11 +211,11 @@ def sweep(seed: int) -> dict:
     }
 
 
-def own_returns(reference: str, post: Post, seed: int, n: int = 4000) -> Tensor:
+def own_returns(reference: str, seed: int, n: int = 4000) -> Tensor:
     """True rewards of `n` lines by the network itself."""
-    tokenizer = load_tokenizer(reference)
+    tokenizer, post = load_tokenizer(reference), one_post.the_post(WORLD)
     lines = sample(
-        load_model(reference, tokenizer), tokenizer, [SWEEP_PROMPT] * n,
+        load_model(reference, tokenizer), tokenizer, [post.prompt] * n,
         max_new_tokens=WORLD.longest + 4, seed=seed,
     )  # fmt: skip
     return torch.tensor([WORLD.reward(post, as_words(x)) for x in lines], dtype=torch.float64)
