@@ -179,8 +179,8 @@ def sweep(seed: int) -> dict:
     """Implicit rewards on held-out pairs at every β, and at the recipe's β with fewer pairs.
 
     One post only, so that a long training is short. The learning rate is the recipe's times 0.5/β,
-    0.5 being its β: then a step moves implied rewards, β log π, alike at every β. own_law is the law
-    for the reference network's own returns.
+    0.5 being its β: then a step moves implied rewards, β log π, alike at every β. own_law is the
+    law for the reference network's own returns.
     """
     rows = one_post.lines(WORLD, SWEEP_LINES, seed)
     reference = runs.sft_run(seed, data=runs.rows_file(rows), tokenizer="slots")
