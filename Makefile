@@ -35,6 +35,7 @@ bench: $(READY)  ## run every benchmark, JSON into _build/bench
 
 results: $(READY)  ## measure again the numbers that the book quotes
 	@$(BIN)/python -m qlearn.results
+	@$(BIN)/python tools/write_ledger.py
 
 mutants: $(READY)  ## plant faults in the exact floor and see that tests notice each
 	@$(BIN)/python tools/mutate.py

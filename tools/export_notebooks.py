@@ -28,7 +28,10 @@ from pybtex.database import parse_file
 
 ROOT = Path(__file__).resolve().parents[1]
 BOOK = ROOT / "book"
-sys.path.insert(0, str(ROOT))  # an uninstalled qlearn fills the {result} role
+# an uninstalled qlearn fills the {result} role, the book's own extension the {verdict} role
+sys.path[:0] = [str(ROOT), str(BOOK / "_ext")]
+
+from ledger import tendencies  # noqa: E402
 
 from qlearn.results import quote  # noqa: E402
 
@@ -126,6 +129,8 @@ def role(match, book):
         return f"`{shown}()`" if name in ("py:func", "py:meth") and not title else f"`{shown}`"
     if name == "result":
         return quote(text)
+    if name == "verdict":
+        return f"**{lookup(tendencies(), text, 'The claim').verdict}**"
     raise ExportError(f"The exporter does not know the role {{{name}}}.")
 
 

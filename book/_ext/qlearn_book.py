@@ -12,6 +12,7 @@ from pathlib import Path
 
 from docutils import nodes
 from equations import EquationIndex
+from ledger import ClaimsLedger, VerdictRole
 from sphinx.errors import ConfigError
 from sphinx.util.docutils import SphinxRole
 
@@ -116,7 +117,9 @@ def setup(app) -> dict:
     make_importable()
     app.add_config_value("qlearn_assets", "", "html")
     app.add_role("result", ResultRole())
+    app.add_role("verdict", VerdictRole())
     app.add_directive("equation-index", EquationIndex)
+    app.add_directive("claims-ledger", ClaimsLedger)
     app.connect("config-inited", configure)
     app.connect("builder-inited", copy_mathjax)
     app.connect("autodoc-process-docstring", plain_docstring)

@@ -138,7 +138,7 @@ def key(alpha: float) -> str:
 def run(seeds: Sequence[int]) -> dict:
     """The results file `proxy_map`."""
     return {
-        "seeds": len(seeds),
+        "seeds": list(seeds),
         "beta": BETA,
         "same_base": exactness_map(random_problem, seeds, same_base=True),
         "other_base": exactness_map(random_problem, seeds, same_base=False),

@@ -1,0 +1,216 @@
+"""The claims ledger: what the paper and the chapters claim, what was measured, and the verdict.
+
+Identities and theorems come from the equation index, each with the test that checks it. Measured
+claims stand in book/claims.yml: a sentence, the paper's figure, and checks on the results files.
+Verdicts are computed from the checks and never typed, so prose, ledger and files cannot disagree.
+
+A check is `FILE:path RELATION`, about the number at that path, or about its interval (over posts
+where there are two; after the path, `(seeds)` asks for the one over seeds):
+
+  above X           all of it lies above X
+  below X           all of it lies below X
+  within A and B    all of it lies between
+  near X            it contains that number, which may be written FILE:path
+"""
+
+import re
+from typing import NamedTuple
+
+import yaml
+from docutils import nodes
+from docutils.statemachine import StringList
+from equations import BOOK, ROOT, index
+from sphinx import addnodes
+from sphinx.util.docutils import SphinxDirective, SphinxRole
+
+FILE = ROOT / "qlearn" / "results" / "claims.json"
+NUMBER = r"-?\d+(?:\.\d+)?"
+CHECK = re.compile(
+    rf"(?P<path>\w+:\S+)(?P<seeds> \(seeds\))? (?:(?P<side>above|below) (?P<x>{NUMBER})"
+    rf"|within (?P<least>{NUMBER}) and (?P<most>{NUMBER})|near (?P<near>{NUMBER}|\w+:\S+))"
+)
+CENTRES = ("mean", "estimate", "effect")
+VERDICTS = {  # source of a claim: the verdict where all, none, some of its checks are met
+    "paper": ("reproduced", "not reproduced", "partly"),
+    "course": ("holds", "does not hold", "partly"),
+}
+UNTESTED = "not testable here"
+BADGES = {
+    "reproduced": "bdg-success", "holds": "bdg-success", "partly": "bdg-warning",
+    "not reproduced": "bdg-danger", "does not hold": "bdg-danger", UNTESTED: "bdg-secondary",
+}  # fmt: skip
+KEYS = {"claim", "chapter", "source", "paper", "checks", "note"}
+
+
+class Measured(NamedTuple):
+    """One check: its text, the number and interval that it is about, and whether it is met."""
+
+    check: str
+    value: float
+    interval: list[float] | None
+    met: bool
+
+
+class Claim(NamedTuple):
+    """One row of the ledger. The fields from measured to command are lists, one entry a check."""
+
+    id: str
+    kind: str  # identity | theorem | tendency
+    claim: str
+    chapter: str
+    paper: str
+    check: list[str]
+    measured: list[float]
+    interval: list[list[float] | None]
+    seeds: list[int]
+    command: list[str]
+    test: list[str]
+    verdict: str
+    note: str
+
+
+def written() -> dict[str, dict]:
+    """{id: entry} of book/claims.yml."""
+    return yaml.safe_load((BOOK / "claims.yml").read_text(encoding="utf-8"))
+
+
+def found_at(path: str):
+    """What a results file holds at `FILE:dotted.key`."""
+    from qlearn.results import lookup
+
+    return lookup(path)
+
+
+def measure(check: str) -> Measured:
+    """Reads the numbers that a check is about and decides it.
+
+    Raises: ValueError for a check that cannot be read, or a path to nothing.
+    """
+    hit = CHECK.fullmatch(check)
+    if hit is None:
+        raise ValueError(f"The check {check!r} is not `FILE:path above X` or one of its sisters.")
+    found = found_at(hit["path"])
+    prefix = "seeds_" if hit["seeds"] else ""
+    if isinstance(found, dict):
+        centre = next((found[key] for key in CENTRES if key in found), None)
+        ends = [found.get(f"{prefix}low"), found.get(f"{prefix}high")]
+        if centre is None or None in ends:
+            raise ValueError(f"{hit['path']} has no centre with an interval.")
+    elif prefix or isinstance(found, bool) or not isinstance(found, int | float):
+        raise ValueError(f"{hit['path']} is not a number with what the check asks for.")
+    else:
+        centre, ends = found, None
+    low, high = ends or (found, found)
+    if hit["side"]:
+        x = float(hit["x"])
+        met = low > x if hit["side"] == "above" else high < x
+    elif hit["near"]:
+        target = found_at(hit["near"]) if ":" in hit["near"] else float(hit["near"])
+        met = low <= target <= high
+    else:
+        met = low > float(hit["least"]) and high < float(hit["most"])
+    return Measured(check, centre, ends, met)
+
+
+def verdict(source: str, met: list[bool]) -> str:
+    """The word for a claim whose checks came out so."""
+    every, none, some = VERDICTS[source]
+    if not met:
+        return UNTESTED
+    return every if all(met) else some if any(met) else none
+
+
+def tendencies() -> dict[str, Claim]:
+    """The measured claims, in the order of book/claims.yml."""
+    rows = {}
+    for name, entry in written().items():
+        try:
+            done = [measure(check) for check in entry.get("checks", ())]
+        except ValueError as error:
+            raise ValueError(f"book/claims.yml, {name}: {error}") from None
+        files = [x.check.partition(":")[0] for x in done]
+        rows[name] = Claim(
+            id=name, kind="tendency", claim=entry["claim"], chapter=entry["chapter"],
+            paper=entry.get("paper", ""), check=[x.check for x in done],
+            measured=[x.value for x in done], interval=[x.interval for x in done],
+            seeds=[len(found_at(f"{file}:seeds")) for file in files],
+            command=[found_at(f"{file}:command") for file in files],
+            test=["tests/test_ledger.py"] if done else [],
+            verdict=verdict(entry["source"], [x.met for x in done]), note=entry.get("note", ""),
+        )  # fmt: skip
+    return rows
+
+
+def ledger() -> list[Claim]:
+    """Every claim: what is proved, in the book's order, then what is measured."""
+    proved = [
+        Claim(
+            id=row.label, kind=row.kind, claim=f"{row.label} of {row.chapter}",
+            chapter=row.chapter, paper=row.paper, check=[], measured=[], interval=[], seeds=[],
+            command=[f"python -m pytest {test.replace('::', '.py::')}" for test in row.tests],
+            test=row.tests, verdict="holds", note="",
+        )
+        for row in index() if row.kind in ("identity", "theorem")
+    ]  # fmt: skip
+    return [*proved, *tendencies().values()]
+
+
+# --- on the site -------------------------------------------------------------------------------
+
+
+class VerdictRole(SphinxRole):
+    """{verdict}`ID` prints the verdict on a claim, linked to its place in the ledger."""
+
+    def run(self):
+        try:
+            word = tendencies()[self.text].verdict
+        except (KeyError, ValueError) as error:
+            message = self.inliner.reporter.error(f"No verdict: {error}", line=self.lineno)
+            return [self.inliner.problematic(self.rawtext, self.rawtext, message)], [message]
+        link = addnodes.pending_xref(
+            "", nodes.strong(word, word), refdomain="std", reftype="ref",
+            reftarget=f"claim-{self.text}", refexplicit=True, refwarn=True,
+        )  # fmt: skip
+        link["refdoc"] = self.env.docname
+        return [link], []
+
+
+class ClaimsLedger(SphinxDirective):
+    """{claims-ledger} CHAPTER: its measured claims; without a chapter, how many have which verdict.
+
+    Generated when the page is built.
+    """
+
+    optional_arguments = 1
+
+    def run(self):
+        self.env.note_reread()  # what changes the ledger lies outside this page
+        rows = list(tendencies().values())
+        if self.arguments:
+            lines = [x for row in rows if row.chapter == self.arguments[0] for x in entry(row)]
+        else:
+            counts = {word: sum(row.verdict == word for row in rows) for word in BADGES}
+            lines = ["| Verdict | Claims |", "|---|---|"]
+            lines += [f"| {{{BADGES[x]}}}`{x}` | {n} |" for x, n in counts.items() if n]
+        container = nodes.container(classes=["claims-ledger"])
+        self.state.nested_parse(StringList(lines, source="claims-ledger"), 0, container)
+        return [container]
+
+
+def entry(row: Claim) -> list[str]:
+    """One claim as Markdown: the sentence, its verdict, the paper's figure, each check."""
+    lines = [f"(claim-{row.id})=", f"**{row.claim}** {{{BADGES[row.verdict]}}}`{row.verdict}`", ""]
+    if row.paper:
+        lines.append(f"- The paper: {row.paper}.")
+    for check, value, ends, seeds, command in zip(
+        row.check, row.measured, row.interval, row.seeds, row.command, strict=True
+    ):
+        path, _, asked = check.partition(" ")
+        number = f"{value:.3g}" + (f" [{ends[0]:.3g}, {ends[1]:.3g}]" if ends else "")
+        lines.append(
+            f"- `{path}` is **{number}**; asked: {asked.removeprefix('(seeds) ')}"
+            f" ({seeds} seeds, `{command}`)."
+        )
+    if row.note:
+        lines.append(f"- {row.note}")
+    return [*lines, ""]
