@@ -86,8 +86,8 @@ def canonical_reward(tree: MDP, reward: Levels, log_ref: Levels, beta: Beta) -> 
     0, it is its own Q̃, and 𝒜(𝒜(r)) = 𝒜(r).
 
     Raises: as `soft_backup`.
-    Source: Eqs 10 and 11, Theorem 1; `eq-advantage`, `eq-canonical`, `eq-idempotent` and `thm-one`
-    in the book.
+    Source: Eqs 10 and 11, Theorem 1; `eq-advantage`, `eq-canonical`, `eq-idempotent`, `thm-one`,
+    `eq-culprit` and `eq-additive-credit` in the book.
     """
     best = soft_backup_prior(tree, reward, log_ref, beta)
     return tuple(q - v[:, None] for q, v in zip(best.q_tilde, best.value, strict=True))

@@ -37,7 +37,7 @@ def token_credit(
 ) -> list[Credit]:  # fmt: skip
     """The credit of every token of each row (prompt ids, completion ids).
 
-    Source: Eqs 10 and 11; `eq-implicit-reward` in the book.
+    Source: Eqs 10 and 11; `eq-implicit-reward` and `eq-surprisal` in the book.
     """
     credits = []
     for start in range(0, len(rows), batch_size):

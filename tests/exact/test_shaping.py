@@ -220,6 +220,8 @@ def test_claim_heat_map_is_the_reward_only_in_the_additive_world(beta):
     """E3: r̂ = ρ_t − β log E e^{ρ_t/β} where rewards go by position, the reference knows no prefix.
 
     All responses have one length.
+
+    `eq-additive-credit`
     """
     tree = Tree.full(3, 3, eos=None)
     for seed in SEEDS:
@@ -239,7 +241,10 @@ def test_claim_heat_map_is_the_reward_only_in_the_additive_world(beta):
 
 @pytest.mark.parametrize("beta", BETAS)
 def test_claim_delayed_blame_stands_on_the_culprit(beta):
-    """E4: a first token decides a penalty paid at EOS: r̂ is 0 on every later token."""
+    """E4: a first token decides a penalty paid at EOS: r̂ is 0 on every later token.
+
+    `eq-culprit`
+    """
     for seed in SEEDS:
         tree, _, log_ref = problem(seed)
         returns = torch.tensor([-1.0 if y[1] == 2 else 0.0 for y in tree.leaves()]).double()

@@ -28,6 +28,20 @@ def test_eq_10_credit_is_the_scaled_log_ratio(model, other):
         assert credit.value[-1].item() == pytest.approx(credit.advantage.sum().item(), abs=1e-5)
 
 
+def test_claim_surprisal_under_the_policy_is_surprisal_less_credit(model, other):
+    """−log π = −log π_ref − r̂/β, its two sides from two models' own forward passes.
+
+    `eq-surprisal`
+    """
+    beta = 0.3
+    credits = token_credit(model, other, ROWS, beta)
+    for credit, (prompt, completion) in zip(credits, ROWS, strict=True):
+        ids = torch.tensor(completion)[:, None]
+        surprisal = -plain(model, prompt, completion).gather(1, ids)[:, 0]
+        assert torch.allclose(credit.surprisal - credit.advantage / beta, surprisal, atol=1e-4)
+        assert (credit.advantage / beta).abs().max() > 1e-3  # the two models differ
+
+
 def test_eq_16_both_estimates_per_row(model, other):
     """log π/π_ref of the response, and minus the sum of KL over its states."""
     ratio, kl = log_ratio_and_kl(model, other, ROWS)

@@ -3,13 +3,13 @@
 import pytest
 import torch
 
+from qlearn import results
 from qlearn.exact.soft import expected_return, soft_value_prior
 from qlearn.findings import displacement
 from qlearn.findings.displacement import WORLD, change_by_kind, law_at, return_law, shares
 from qlearn.findings.heat_maps import as_rows
 from qlearn.lm.logprobs import sum_logps
 from qlearn.lm.worlds import WORLDS, World, as_text
-from qlearn.results import _lookup
 
 
 @pytest.mark.parametrize("name", WORLDS)
@@ -88,11 +88,12 @@ def test_claim_pairs_are_two_lines_by_the_writers_with_bradley_terry_labels():
     assert all(as_text(as_words(row["chosen"])) == row["chosen"] for row in rows[:20])
 
 
-def test_claim_keys_of_beta_can_be_quoted():
+def test_claim_keys_of_beta_can_be_quoted(monkeypatch):
     """`quote` splits at dots, so a key may have none."""
     keys = {displacement.beta_key(beta): {"mean": beta} for beta in displacement.BETAS}
     assert len(keys) == len(displacement.BETAS)
-    assert _lookup({"law": keys}, "law.beta_0_25.mean".split(".")) == 0.25
+    monkeypatch.setattr(results, "load", lambda name: {"law": keys})
+    assert results.quote("any:law.beta_0_25.mean:.2f") == "0.25"
 
 
 def test_claim_curves_are_means_over_seeds():
