@@ -75,7 +75,7 @@ def value_clip(value: Tensor, old_value: Tensor, target: Tensor, clip: float) ->
 
     Elementwise. Like `ppo_clip` it stops pushing once V has moved by more than `clip` towards G.
 
-    Source: the authors' implementation of PPO (baselines, 2017).
+    Source: the authors' implementation of PPO (baselines, 2017); `eq-value-loss` in the book.
     """
     near = old_value + (value - old_value).clamp(-clip, clip)
     return ((value - target) ** 2).maximum((near - target) ** 2) / 2
@@ -92,7 +92,7 @@ def gae(
     on a row's tokens, which stand first. Both results are 0 where the mask is 0. λ = 1 is the
     return less the value, λ = 0 the one-step error.
 
-    Source: Schulman et al. (2016), Eq. 16.
+    Source: Schulman et al. (2016), Eq. 16; `eq-gae` in the book.
     """
     advantage = torch.zeros_like(reward)
     ahead = next_value = torch.zeros_like(reward[:, 0])
@@ -108,7 +108,7 @@ def leave_one_out(returns: Tensor) -> Tensor:
 
     The baseline does not know the response that it is taken from, so the gradient stays unbiased.
 
-    Source: Kool et al. (2019).
+    Source: Kool et al. (2019); `eq-rloo` in the book.
     """
     k = returns.shape[1]
     return (returns - returns.mean(dim=1, keepdim=True)) * k / (k - 1)

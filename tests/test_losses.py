@@ -155,7 +155,7 @@ def test_claim_nll_is_a_token_mean():
 
 @pytest.mark.parametrize(("gamma", "lam"), [(1.0, 0.95), (0.9, 0.5), (1.0, 1.0), (0.7, 0.0)])
 def test_reference_gae_is_the_double_sum(gamma, lam):
-    """Against Σ_k (γλ)^k δ_{t+k} written out, on rows of unequal lengths."""
+    """Against Σ_k (γλ)^k δ_{t+k} written out, on rows of unequal lengths. `eq-gae`"""
     generator = torch.Generator().manual_seed(0)
     reward, value = torch.randn(2, 5, 7, generator=generator, dtype=torch.float64)
     lengths = [7, 1, 4, 6, 2]

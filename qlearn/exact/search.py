@@ -14,7 +14,7 @@ def guided_scores(
 ) -> Levels:
     """Σ_{t≤K} [ r + β log π_ref ] + V(s_{K+1}) for every prefix of K+1 tokens, V = V* or `value`.
 
-    Source: Eq. 12.
+    Source: Eq. 12; `eq-guided` in the book.
     """
     value = value or soft_backup(tree, reward, log_ref, beta).value
     earned = tree.prefix_sums(tuple(r + beta * x for r, x in zip(reward, log_ref, strict=True)))
@@ -25,7 +25,7 @@ def guided_scores(
 def likelihood_scores(tree: Tree, logp: Levels, beta: float) -> Levels:
     """β Σ_{t≤K} log π(a_t|s_t) for every prefix: guided scores less V*(s₀), if π is π*.
 
-    Source: Eq. 13 with its sign mended.
+    Source: Eq. 13 with its sign mended; `eq-guided-is-likelihood` in the book.
     """
     return tuple(beta * x for x in tree.prefix_sums(logp))
 
@@ -82,7 +82,7 @@ def best_objective(tree: Tree, reward: Levels, log_ref: Levels, beta: float) -> 
     What the best deterministic decoder earns on the RLHF objective: J(δ_y) at the mode of π*,
     V*(s₀) + β log max_y π*(y), so less than sampling from π* earns unless π* is certain.
 
-    Source: test F3; the mode is one response, and pays log 1/π*(y) nats for it.
+    Source: `eq-one-line` in the book; the mode is one response, and pays log 1/π*(y) nats for it.
     """
     best = None
     for t in reversed(range(tree.horizon)):
@@ -98,6 +98,8 @@ def induced_policy(
 
     Q̂ = r + β log π_ref + V̂(s'),  V̄ = β log Σ_a exp(Q̂/β),  log π = (Q̂ − V̄)/β. V̄ = V̂ everywhere
     if and only if V̂ solves the soft Bellman equation.
+
+    Source: `eq-value-error` in the book.
     """
     below = (*value[1:], None)
     logp, backed_up = [], []

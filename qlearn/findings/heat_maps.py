@@ -56,20 +56,20 @@ def follows(
 
 
 def places(world: World, path: Sequence[Edge]) -> list[str]:
-    """`node kind` of each word of a line; for a word that is paid but tells no fact, `node paid` or
-    `node charged`."""
+    """`node_kind` of each word of a line; for a word that is paid but tells no fact, `node_paid` or
+    `node_charged`."""
     labels, node = [], world.start[0]
     for edge in path:
         pays = edge.word.fact is None and edge.reward != 0
-        labels.append(f"{node} {('charged', 'paid')[edge.reward > 0] if pays else edge.kind}")
+        labels.append(f"{node}_{('charged', 'paid')[edge.reward > 0] if pays else edge.kind}")
         node = edge.node
     return labels
 
 
 def showcase(world: World) -> tuple[Post, list[str]]:
     """A long line that does wrong where its variant looks: the first of many by the writers."""
-    wanted = {"xor": "verb charged", "trips": "price habit", "trips-delayed": "price habit"}
-    wanted = wanted.get(world.variant, "salary habit")
+    wanted = {"xor": "verb_charged", "trips": "price_habit", "trips-delayed": "price_habit"}
+    wanted = wanted.get(world.variant, "salary_habit")
     rng = random.Random("showcase")
     for post in world.posts(1000, "showcase"):
         words = world.write(post, rng)

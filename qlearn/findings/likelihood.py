@@ -34,6 +34,8 @@ VERDICTS = {
     "falls as expected": "Measure the NLL of good held-out responses and the share of broken "
     "samples before and after: only they tell a benign fall from a harmful one.",
     "benign": "Look at what you care about downstream; the fall is no fault.",
+    "rises as expected": "Measure the NLL of good held-out responses and the share of broken "
+    "samples before and after: only they tell whether the model got better.",
     "rises": "Read samples. Rewards that rise say that the reference found chosen responses "
     "unlikely, as where no SFT came first; of quality they say nothing.",
 }
@@ -67,7 +69,7 @@ def variance_of_margin(margin: float) -> float:
     The margin of the best policy where the judge's reward has variance v over the reference's
     responses. Reward units squared; v ≥ margin.
 
-    Source: `eq-sign-law` in the book.
+    Source: `eq-gaussian-margin` in the book.
     """
     node, weight = np.polynomial.hermite_e.hermegauss(180)
     weight = weight / weight.sum()
@@ -98,7 +100,9 @@ def diagnose(
 ) -> Diagnosis:
     """What the curves of a DPO run say, in words, with the numbers behind them.
 
-    `metrics` are logged lines with TRL's names; the last third of them counts as the end.
+    `metrics` are logged lines with TRL's names; the last third of them counts as the end. Let them
+    be held-out lines where pairs were seen more than once: a margin learned by heart excuses any
+    fall.
     Held-out evidence, (before, after), overrules the curves: harm is a rise of 1 % in `nll`, the
     −log π of good responses, or of 0.02 in `unreadable`, the share of broken samples.
 
@@ -108,7 +112,7 @@ def diagnose(
     is what an unfinished training, or a reward with a bound, gives.
 
     Raises: InputError for fewer than three lines with implicit rewards.
-    Source: Eq. 16; `eq-sign-law` in the book.
+    Source: Eq. 16; `eq-sign-law` and `eq-gaussian-margin` in the book.
     """
     lines = [line for line in metrics if all(key in line for key in REWARDS)]
     if len(lines) < 3:
@@ -142,7 +146,7 @@ def diagnose(
     elif not learned:
         verdict = "not learning"
     elif chosen >= 0:
-        verdict = "rises"
+        verdict = "rises as expected" if numbers["expected_chosen"] > 0 > mean else "rises"
     elif nll or unreadable:
         verdict = "benign"
     elif mean < TOO_FAR * expected:
@@ -174,6 +178,8 @@ def _meaning(verdict: str, x: dict[str, float], worse: Sequence[str]) -> str:
         "falls as expected": f"{law} So the optimum itself asks for such a fall: rewards are "
         "measured from the prompt's soft value, not from zero.",
         "benign": f"{law} Held out, nothing got worse: mass moved from bad responses to good ones.",
+        "rises as expected": f"{law} So at such a beta the optimum itself has chosen rewards above "
+        f"zero, here about {x['expected_chosen']:.3g}.",
         "rises": f"{law} So the chosen responses do not look like the reference's own.",
     }[verdict]
 

@@ -47,7 +47,7 @@ def learn(
     """SFT as in the recipe tiny-sft, on `n` lines: (tokenizer, model). Saved in `folder`/sft."""
     sft.run(recipes.settings(
         "tiny-sft", SFTConfig, seed=seed, data=_write(folder, lines(world, n, seed)),
-        tokenizer=world.variant, output_dir=f"{folder}/sft",
+        tokenizer=world.grammar.name, output_dir=f"{folder}/sft",
     ))  # fmt: skip
     tokenizer = load_tokenizer(f"{folder}/sft")
     return tokenizer, load_model(f"{folder}/sft", tokenizer)

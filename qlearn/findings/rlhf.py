@@ -18,6 +18,13 @@ model's): with λ = 0.95, a learning rate of 0.001 and 256 responses a step, 100
 gave 1.15 to 1.18, whatever the epochs (1, 2), mini-batches (2, 4) and responses a prompt (1, 4);
 RLOO with the same settings 1.20. With λ = 1 and a learning rate of 0.002, as in the recipe, PPO
 gave 1.20 too, also with eight mini-batches and without whitening.
+
+The five seeds were measured twice. With 8,192 prompts, 31,000 episodes, PPO closed 0.905 of the
+distance (0.83 to 0.98 over seeds), because one run fell back half-way and ended at 0.80; RLOO closed
+0.933 (0.91 to 0.96). Both recipes were then lengthened by half, which the three minutes allow, and
+nothing else was changed but the reward model's learning rate: with 0.001 two reward models guessed
+0.49 and 0.59 of held-out votes right, with 0.004 one guessed 0.60, three passes or four times the
+pairs 0.62.
 """
 
 from collections.abc import Sequence
@@ -57,7 +64,10 @@ def responses(policy: str, reference: str, n: int, seed: int) -> list[Rollout]:
 
 
 def soft_mean(returns: Tensor, beta: float) -> dict[str, float]:
-    """β log mean exp(G/β) of sampled returns, and its standard error by the delta method."""
+    """β log mean exp(G/β) of sampled returns, with its standard error by the delta method.
+
+    `eq-any-policy` in the book.
+    """
     weight = ((returns - returns.max()) / beta).double().exp()
     error = beta * weight.std() / weight.mean() / len(weight) ** 0.5
     value = returns.max() + beta * weight.mean().log()

@@ -5,6 +5,7 @@ source: several results files use the same models, an interrupted `make results`
 was, and a changed line of the library trains anew. `make clean` forgets them all.
 """
 
+import ast
 import dataclasses
 import hashlib
 import json
@@ -121,7 +122,17 @@ def source() -> str:
     """A digest of the library's code up to the training loops: what a run depends on."""
     root = Path(qlearn.__file__).parent
     files = [f for part in ("exact", "lm", "train") for f in (root / part).glob("*.py")]
-    return _digest(*(f.read_text(encoding="utf-8") for f in sorted([*files, *root.glob("*.py")])))
+    return _digest(*(code(f) for f in sorted([*files, *root.glob("*.py")])))
+
+
+def code(path: Path) -> str:
+    """What a source file does: its syntax tree without comments and docstrings."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        named = isinstance(node, ast.Module | ast.FunctionDef | ast.ClassDef)
+        if named and ast.get_docstring(node) is not None:
+            del node.body[0]
+    return ast.dump(tree)
 
 
 def _recipe(name: str, config: type, **changes) -> TrainingConfig:

@@ -77,7 +77,10 @@ def test_claim_sign_law_of_chosen_rewards(beta):
 
 
 def test_claim_chosen_rewards_are_negative_for_gaussian_returns_up_to_beta_one():
-    """H3: negative at every β ≤ 1 for Gaussian returns; the two-point counterexample is not."""
+    """H3: negative at every β ≤ 1 for Gaussian returns; the two-point counterexample is not.
+
+    `eq-gaussian-margin`
+    """
     grid = torch.linspace(-9, 9, 2001, dtype=torch.float64)
     for scale in (0.3, 1.0, 2.0):
         log_p = (-(grid**2) / 2).log_softmax(0)
@@ -96,7 +99,7 @@ def test_claim_chosen_rewards_are_negative_for_gaussian_returns_up_to_beta_one()
 
 
 def test_claim_sft_on_the_chosen_distribution_makes_them_fall():
-    """H4: π_ref = p_w: E_{p_w} r̂ = −β KL(p_w ‖ π) ≤ 0 for every policy."""
+    """H4: π_ref = p_w: E_{p_w} r̂ = −β KL(p_w ‖ π) ≤ 0 for every policy. `eq-sft-chosen`"""
     for seed in SEEDS:
         tree, _, chosen_law = small_problem(seed)
         policy = random_policy(tree, seed + 31)

@@ -18,7 +18,8 @@ COMPLETE = oracle.responses(3, 3, EOS)
 def test_eq_13_guided_search_is_likelihood_search(beta):
     """F1: Σ(r + β log π_ref) + V(s_{K+1}) = +V(s₀) + β Σ log π*.
 
-    The printed −V(s₀) errs by exactly 2 |V(s₀)|.
+    `eq-guided` on the left, `eq-guided-is-likelihood` in all. The printed −V(s₀) errs by exactly
+    2 |V(s₀)|.
     """
     for seed in SEEDS:
         tree, reward, log_ref = small_problem(seed)
@@ -75,7 +76,7 @@ def greedy(logp):
 
 @pytest.mark.parametrize("beta", BETAS)
 def test_claim_sampling_beats_the_best_single_response(beta):
-    """F3: J(δ_y) = V*(s₀) + β log π*(y) < V*(s₀) = J(π*); the best y is the mode."""
+    """F3: J(δ_y) = V*(s₀) + β log π*(y) < V*(s₀) = J(π*); the best y is the mode: `eq-one-line`."""
     for seed in SEEDS:
         tree, reward, log_ref = small_problem(seed)
         r, ref = as_dict(tree, reward), as_dict(tree, log_ref)
@@ -151,7 +152,8 @@ def test_claim_length_normalisation_changes_the_winner_and_lengthens_it():
 def test_claim_a_wrong_value_leaves_its_bellman_error(beta):
     """F6: guided search with V̂ less likelihood search on its policy is V̄(s₀) + Σ_{t=1..K} (V̄ − V̂).
 
-    V̄ is the one-step backup of V̂; the difference is constant iff V̂ solves the Bellman equation.
+    V̄ is the one-step backup of V̂; the difference is constant iff V̂ solves the Bellman equation:
+    `eq-value-error`.
     """
     for seed in SEEDS:
         tree, reward, log_ref = small_problem(seed)

@@ -36,9 +36,9 @@ def test_eq_10_delayed_rewards_tell_the_two_apart(tokenizer, key):
     assert found[f"pearson_{other}"] == pytest.approx(found["advantage_with_reward"], abs=1e-6)
     assert found["advantage_with_reward"] < 0.5
     place = found["by_place"]
-    assert place["end charged"]["exact"] == pytest.approx(0, abs=1e-9)
-    assert place["end charged"]["reward"] == pytest.approx(-1.2)
-    assert place["salary habit"]["exact"] < -1 and place["salary habit"]["reward"] == 0
+    assert place["end_charged"]["exact"] == pytest.approx(0, abs=1e-9)
+    assert place["end_charged"]["reward"] == pytest.approx(-1.2)
+    assert place["salary_habit"]["exact"] < -1 and place["salary_habit"]["reward"] == 0
 
 
 def test_claim_xor_pays_the_second_word_only():
@@ -46,16 +46,16 @@ def test_claim_xor_pays_the_second_word_only():
     world = World("xor")
     found = follows(world, oracle(world, "advantage"), load_tokenizer("slots"), BETA, 0, n=60)
     place = found["by_place"]
-    assert place["opening free"]["exact"] == pytest.approx(0, abs=1e-9)
-    assert place["verb charged"]["exact"] < -1 and place["verb paid"]["exact"] > 0.2
+    assert place["opening_free"]["exact"] == pytest.approx(0, abs=1e-9)
+    assert place["verb_charged"]["exact"] < -1 and place["verb_paid"]["exact"] > 0.2
 
 
 def test_claim_places_name_every_word_once_known():
     world = World("delayed")
     post, words = showcase(world)
     labels = places(world, world.parse(post, words))
-    assert len(labels) == len(words) and labels[0] == "opening free" and labels[1] == "colon fixed"
-    assert "salary habit" in labels and labels[-1] == "end charged"
+    assert len(labels) == len(words) and labels[0] == "opening_free" and labels[1] == "colon_fixed"
+    assert "salary_habit" in labels and labels[-1] == "end_charged"
 
 
 @pytest.mark.parametrize("name", WORLDS)
@@ -64,8 +64,8 @@ def test_claim_the_showcase_errs_where_its_variant_looks(name):
     post, words = showcase(world)
     assert showcase(world) == (post, words) and len(words) >= 0.8 * world.longest
     labels = places(world, world.parse(post, words))
-    wanted = {"xor": "verb charged", "trips": "price habit", "trips-delayed": "price habit"}
-    assert wanted.get(name, "salary habit") in labels
+    wanted = {"xor": "verb_charged", "trips": "price_habit", "trips-delayed": "price_habit"}
+    assert wanted.get(name, "salary_habit") in labels
 
 
 def test_claim_our_negotiation_has_two_errors_of_the_papers_kind(tokenizer):

@@ -29,11 +29,22 @@ def curve(chosen, rejected, steps=12, wobble=0.01):
 
 @pytest.mark.parametrize("margin", [1e-4, 0.3, 1.0, 4.0, 30.0])
 def test_reference_variance_of_margin_by_simulation(margin):
-    """Two million draws of Δ with the variance found have the margin asked for."""
+    """Two million draws of Δ with the variance found have the margin asked for.
+
+    `eq-gaussian-margin`
+    """
     v = variance_of_margin(margin)
     gap = np.random.default_rng(0).normal(0, np.sqrt(2 * v), 2_000_000)
     assert (gap * np.tanh(gap / 2)).mean() == pytest.approx(margin, rel=5e-3)
     assert v >= margin * (1 - 1e-6)
+
+
+def test_claim_chosen_rewards_that_rise_are_expected_at_a_large_beta():
+    """The slot world's own optimum at β = 2 has chosen 0.13 and rejected −0.84."""
+    log = curve(0.13, -0.84)
+    assert diagnose(log, beta=2.0).verdict == "rises as expected"
+    assert diagnose(log, beta=0.5).verdict == "rises"
+    assert diagnose(curve(1.6, 0.6), beta=2.0).verdict == "rises"  # both rise: no optimum does that
 
 
 @pytest.mark.parametrize(

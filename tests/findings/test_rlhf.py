@@ -20,7 +20,7 @@ def sampled(logp, log_ref, score, n, seed=0):
 
 
 def test_eq_06_both_estimates_of_the_ceiling_agree_with_it():
-    """From π_ref's samples and, with less noise, from π's: both cover β log E_ref exp(R/β)."""
+    """From π_ref's samples and, with less noise, from π's: β log E_ref exp(R/β). `eq-any-policy`"""
     generator = torch.Generator().manual_seed(1)
     score, log_ref, noise = torch.randn(3, 6, generator=generator)
     beta, log_ref = 0.5, log_ref.log_softmax(0)

@@ -43,6 +43,14 @@ def test_claim_a_changed_source_trains_anew(calls, monkeypatch):
     assert len(calls) == 2
 
 
+def test_claim_what_a_source_says_in_words_changes_nothing(tmp_path):
+    one, same, other = (tmp_path / f"{name}.py" for name in "abc")
+    one.write_text('"""A."""\n\ndef f(x):\n    """B."""\n    return x  # twice\n')
+    same.write_text('"""C."""\n\ndef f(x):\n    return x\n')
+    other.write_text("def f(x):\n    return 2 * x\n")
+    assert runs.code(one) == runs.code(same) != runs.code(other)
+
+
 def test_claim_an_interrupted_run_is_not_there(calls):
     def broken(given):
         calls.append(given)

@@ -23,7 +23,10 @@ def forecast(model, other, tokenizer):
 
 @pytest.mark.parametrize("k", [3, 8])
 def test_claim_guided_search_is_likelihood_search_on_a_tiny_pythia(model, other, k):
-    """F1 on every prefix of a language model's tree, and the same winner at every depth."""
+    """F1 on every prefix of a language model's tree, and the same winner at every depth.
+
+    `eq-guided-is-likelihood`.
+    """
     tree = language_tree(model, other, [5, 6, 7], top_k=k, horizon=3, eos=0)
     reward = soft.reward_from_q(tree.tree, tuple(BETA * x for x in tree.logits), tree.log_ref, BETA)
     guided = exact.guided_scores(tree.tree, reward, tree.log_ref, BETA)
@@ -50,7 +53,7 @@ def test_claim_worth_is_the_running_log_ratio(model, other, tokenizer, forecast)
 
 @pytest.mark.parametrize("width", [1, 3])
 def test_eq_13_guided_beams_are_likelihood_beams(model, other, tokenizer, forecast, width):
-    """Eq. 12 on the reference with the policy's own r and V, against a beam on the policy."""
+    """`eq-guided` on the reference with the policy's own r and V, against a beam on the policy."""
     how = dict(beams=width, max_new_tokens=3)
     likely = decode(model, tokenizer, PROMPTS[1:], Decoding(decoder="beam", **how))
     guided = decode(

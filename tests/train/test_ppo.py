@@ -55,7 +55,7 @@ def plain_logps(model, example):
 
 
 def test_eq_02_rloo_gradient_is_the_bandits_in_expectation():
-    """Averaged over all 125 draws of k = 3 of 5 responses it is π(y)[G(y) − E G], to rounding."""
+    """Averaged over all 125 draws of k = 3 of 5 responses it is π(y)[G(y) − E G]. `eq-rloo`"""
     generator = torch.Generator().manual_seed(0)
     theta, log_ref, score = torch.randn(3, 5, generator=generator, dtype=torch.float64)
     log_ref, beta, total = log_ref.log_softmax(0), 0.3, torch.zeros(5, dtype=torch.float64)
