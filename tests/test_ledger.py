@@ -76,6 +76,7 @@ def planted(tmp_path, monkeypatch):
     "sample:x within 0.45 and 0.7": False, "sample:x (seeds) within 0.3 and 0.7": False,
     "sample:x near 0.55": True, "sample:x near 0": False,
     "sample:x near sample:law": True, "sample:x near sample:far": False,
+    "sample:far above sample:x": True, "sample:x above sample:law": False,
     "sample:law above 0.4": True, "sample:law below -1": False,
 }.items())  # fmt: skip
 def test_checks_are_decided_by_the_whole_interval(planted, check, met):

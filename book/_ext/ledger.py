@@ -10,7 +10,9 @@ where there are two; after the path, `(seeds)` asks for the one over seeds):
   above X           all of it lies above X
   below X           all of it lies below X
   within A and B    all of it lies between
-  near X            it contains that number, which may be written FILE:path
+  near X            it contains X
+
+X is a number or `FILE:path`, the number there or the centre of the interval there.
 """
 
 import re
@@ -24,10 +26,10 @@ from sphinx import addnodes
 from sphinx.util.docutils import SphinxDirective, SphinxRole
 
 FILE = ROOT / "qlearn" / "results" / "claims.json"
-NUMBER = r"-?\d+(?:\.\d+)?"
+X = r"-?\d+(?:\.\d+)?|\w+:\S+"
 CHECK = re.compile(
-    rf"(?P<path>\w+:\S+)(?P<seeds> \(seeds\))? (?:(?P<side>above|below) (?P<x>{NUMBER})"
-    rf"|within (?P<least>{NUMBER}) and (?P<most>{NUMBER})|near (?P<near>{NUMBER}|\w+:\S+))"
+    rf"(?P<path>\w+:\S+)(?P<seeds> \(seeds\))? (?:(?P<relation>above|below|near) (?P<x>{X})"
+    rf"|within (?P<least>{X}) and (?P<most>{X}))"
 )
 CENTRES = ("mean", "estimate", "effect")
 VERDICTS = {  # source of a claim: the verdict where all, none, some of its checks are met
@@ -89,27 +91,37 @@ def measure(check: str) -> Measured:
     hit = CHECK.fullmatch(check)
     if hit is None:
         raise ValueError(f"The check {check!r} is not `FILE:path above X` or one of its sisters.")
-    found = found_at(hit["path"])
-    prefix = "seeds_" if hit["seeds"] else ""
+    centre, ends = interval_at(hit["path"], "seeds_" if hit["seeds"] else "")
+    low, high = ends or (centre, centre)
+    match hit["relation"]:
+        case "above":
+            met = low > number(hit["x"])
+        case "below":
+            met = high < number(hit["x"])
+        case "near":
+            met = low <= number(hit["x"]) <= high
+        case _:
+            met = low > number(hit["least"]) and high < number(hit["most"])
+    return Measured(check, centre, ends, met)
+
+
+def interval_at(path: str, prefix: str = "") -> tuple[float, list[float] | None]:
+    """(centre, [low, high]) of what stands at a path; (the number, None) of a bare number."""
+    found = found_at(path)
     if isinstance(found, dict):
         centre = next((found[key] for key in CENTRES if key in found), None)
         ends = [found.get(f"{prefix}low"), found.get(f"{prefix}high")]
         if centre is None or None in ends:
-            raise ValueError(f"{hit['path']} has no centre with an interval.")
-    elif prefix or isinstance(found, bool) or not isinstance(found, int | float):
-        raise ValueError(f"{hit['path']} is not a number with what the check asks for.")
-    else:
-        centre, ends = found, None
-    low, high = ends or (found, found)
-    if hit["side"]:
-        x = float(hit["x"])
-        met = low > x if hit["side"] == "above" else high < x
-    elif hit["near"]:
-        target = found_at(hit["near"]) if ":" in hit["near"] else float(hit["near"])
-        met = low <= target <= high
-    else:
-        met = low > float(hit["least"]) and high < float(hit["most"])
-    return Measured(check, centre, ends, met)
+            raise ValueError(f"{path} has no centre with an interval.")
+        return centre, ends
+    if prefix or isinstance(found, bool) or not isinstance(found, int | float):
+        raise ValueError(f"{path} is not a number with what the check asks for.")
+    return found, None
+
+
+def number(x: str) -> float:
+    """A number as written, or the one at a path."""
+    return interval_at(x)[0] if ":" in x else float(x)
 
 
 def verdict(source: str, met: list[bool]) -> str:

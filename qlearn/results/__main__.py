@@ -17,6 +17,7 @@ MEASUREMENTS = {
     "tiny_credit_second": ("qlearn.findings.credit_study:run_second", range(5)),
     "tiny_likelihood": ("qlearn.findings.displacement", range(5)),
     "tiny_rlhf": ("qlearn.findings.rlhf", range(5)),
+    "tiny_rlhf_first": ("qlearn.findings.rlhf:run_first", range(5)),
     "tiny_search": ("qlearn.findings.search", range(5)),
     "proxy_map": ("qlearn.findings.proxy", range(20)),
     "tiny_proxy": ("qlearn.findings.borrowed", range(3)),
