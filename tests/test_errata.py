@@ -154,7 +154,10 @@ def test_claim_erratum_10_likelihood_search_adds_the_value_of_the_prompt():
 
 
 def test_claim_erratum_11_proxy_tuning_has_two_temperatures_and_the_other_advantage():
-    """Eq. 15: the factor is exp((α/β₀)(Q̃* − V*)); neither exp(β(Q* − V*)) nor one β for both."""
+    """Eq. 15: the factor is exp((α/β₀)(Q̃* − V*)); neither exp(β(Q* − V*)) nor one β for both.
+
+    `eq-borrowed-advantage` against `eq-borrowed`, term by term.
+    """
     tree, reward, log_ref = small_problem(4)
     base, beta0, alpha = random_policy(tree, 5), 0.5, 1.5
     inside = soft.soft_backup(tree, reward, log_ref, beta0)

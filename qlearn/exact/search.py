@@ -117,6 +117,6 @@ def tilt(base_logp: Tensor, tuned_logp: Tensor, untuned_logp: Tensor, alpha: flo
     Emulated fine-tuning and proxy tuning have another base than the untuned model; DeRa has the
     same. All shapes (..., A), in nats.
 
-    Source: Eq. 14.
+    Source: Eq. 14; `eq-borrowed` in the book.
     """
     return (base_logp + alpha * (tuned_logp - untuned_logp)).log_softmax(-1)

@@ -1,8 +1,9 @@
 """A small pair lends its advantages to a larger model of the slot world: chapter 13, measured.
 
-The base has the body of Pythia-14m, twelve times the tiny one's parameters, and has learned from
-the writers only. The pair is the tiny SFT model and its DPO policy. The controls are both ends
-alone; with the tiny SFT model as its own base (DeRa), policies trained at the other prices.
+The base has the body of Pythia-14m, nearly ten times the tiny one's parameters, and has learned
+from the writers only. Five trainings of it were tried and the fourth is used. The pair is the tiny
+SFT model and its DPO policy. The controls are both ends alone; with the tiny SFT model as its own
+base (DeRa), policies trained at the other prices.
 """
 
 from collections.abc import Sequence

@@ -32,7 +32,8 @@ def tilted(
       DeRa                base = untuned: α = 0 is the untuned model, α = 1 the tuned one
 
     Raises: InputError where the three do not share a vocabulary.
-    Source: Eqs 14 and 15, with the exponent that the paper's β leaves out.
+    Source: Eqs 14 and 15, with the exponent that the paper's β leaves out; `eq-borrowed` in the
+    book.
     """
     for model in (tuned, untuned):
         check_same_vocabulary(base, model)
@@ -42,7 +43,12 @@ def tilted(
 
 
 def mix(base: Levels, tuned: Levels, untuned: Levels, alpha: float) -> Levels:
-    """The same formula on an exact tree; what the untuned policy never writes is not lent."""
+    """The same formula on an exact tree; what the untuned policy never writes is not lent.
+
+    Where the tuned policy is an exact optimum this is a tilt by soft advantages.
+
+    Source: Eq. 15; `eq-borrowed-advantage` in the book.
+    """
     lent = (
         (b, t.masked_fill(u == -torch.inf, 0.0), u.masked_fill(u == -torch.inf, 0.0))
         for b, t, u in zip(base, tuned, untuned, strict=True)
@@ -55,6 +61,8 @@ def gap(tree: Tree, reward: Levels, base: Levels, untuned: Levels, beta: float, 
 
     Returns (largest |log-probability difference| of a response, KL(exact ‖ mix)), in nats. The
     tuned model is the exact optimum at `beta` with the untuned one as its reference.
+
+    Source: `thm-when-exact` in the book.
     """
     tuned = soft_backup(tree, reward, untuned, beta).logp
     # As α → 0 the exact tilt is the base itself.

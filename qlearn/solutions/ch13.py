@@ -18,7 +18,7 @@ def solution_1(base, tuned, untuned, alpha):
 def check_1(answer) -> None:
     require_function(answer)
     base, tuned, untuned = [0.2, 0.5, 0.3], [0.7, 0.2, 0.1], [0.4, 0.4, 0.2]
-    for alpha in (1.0, 0.0, 2.0, 0.5):
+    for alpha in (1.0, 2.0, 0.5, 0.0):
         got = answer(list(base), list(tuned), list(untuned), alpha)
         assert isinstance(got, list | tuple) and len(got) == 3, "Return one probability a token."
         three = list(zip(base, tuned, untuned, strict=True))

@@ -182,7 +182,7 @@ def test_claim_a_wrong_value_leaves_its_bellman_error(beta):
 
 @pytest.mark.parametrize("beta", BETAS)
 def test_eq_14_mixing_by_token_is_exact_only_in_corners(beta):
-    """G1: a mix of log π_ref and log π*_β with weight α against the exact π*_{β/α}."""
+    """G1, `thm-when-exact`: a mix of log π_ref and log π*_β with weight α against π*_{β/α}."""
     worst = 0.0
     for seed in SEEDS:
         for horizon in (1, 3):
@@ -208,7 +208,10 @@ def test_eq_14_mixing_by_token_is_exact_only_in_corners(beta):
 
 @pytest.mark.parametrize("beta", [0.1, 1.0])
 def test_claim_mixing_is_exact_in_the_additive_world(beta):
-    """G1 in the regime of E3: rewards by position, a reference blind to the prefix, one length."""
+    """G1 in the regime of E3: rewards by position, a reference blind to the prefix, one length.
+
+    A corner of `thm-when-exact`.
+    """
     tree = Tree.full(3, 3, eos=None)
     for seed in SEEDS:
         generator = torch.Generator().manual_seed(seed)
@@ -223,7 +226,10 @@ def test_claim_mixing_is_exact_in_the_additive_world(beta):
 
 
 def test_eq_15_borrowed_advantages_miss_the_tilt_of_another_base():
-    """G2: KL(exact tilt of π_base ‖ token-by-token tilt) > 0 for another base, 0 for the same."""
+    """G2: KL(exact tilt of π_base ‖ token-by-token tilt) > 0 for another base, 0 for the same.
+
+    So tilting by `eq-borrowed-advantage` is not RLHF of the base: `thm-when-exact`.
+    """
     for seed in SEEDS:
         tree, reward, log_ref = small_problem(seed)
         r = as_dict(tree, reward)

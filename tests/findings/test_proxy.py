@@ -12,7 +12,7 @@ from qlearn.lm.worlds import SlotWorld
 
 
 def test_eq_14_one_formula_for_eft_proxy_tuning_and_dera(model, other, tokenizer):
-    """Per token, from logits; α = 0 is the base, and DeRa's α = 1 the tuned model itself."""
+    """Per token, from logits: `eq-borrowed`; α = 0 is the base, DeRa's α = 1 the tuned model."""
     base = load_model("tiny", tokenizer, seed=3)
     prompts = [[5, 6, 7], [9]]
 
@@ -36,7 +36,10 @@ def test_claim_another_vocabulary_is_refused_in_a_sentence(model, other, tokeniz
 
 @pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0, 2.0])
 def test_claim_the_gap_is_nought_where_theory_says_so_and_only_there(alpha):
-    """G1, G2: same base with α in {0, 1}, or one token, or the additive world (E3)."""
+    """G1, G2: same base with α in {0, 1}, or one token, or the additive world (E3).
+
+    The corners of `thm-when-exact`.
+    """
     for seed in range(5):
         tree, reward, untuned, other = proxy.random_problem(3, seed)
         same = proxy.gap(tree, reward, untuned, untuned, 0.5, alpha)[0]
@@ -50,6 +53,35 @@ def test_claim_the_gap_is_nought_where_theory_says_so_and_only_there(alpha):
 def _given(problem):
     tree, reward, untuned, other = problem
     return tree, reward, other, untuned
+
+
+@pytest.mark.parametrize("alpha", [0.3, 1.0, 2.5])
+def test_claim_mixing_misses_the_normalisers_of_its_states(alpha):
+    """`thm-when-exact`: log π° − log π_α of a response is Σ_t log Z(s_t) less one constant.
+
+    π° by enumeration, Z from probabilities; the last level is exact; the sign of log Z for DeRa.
+    """
+    for seed in range(5):
+        tree, reward, untuned, other = proxy.random_problem(3, seed)
+        tuned = soft.soft_backup(tree, reward, untuned, 0.5).logp
+        for base in (untuned, other):
+            mixed = proxy.mix(base, tuned, untuned, alpha)
+            z = [
+                (b.exp() * (t - u).exp() ** alpha).sum(dim=1, keepdim=True).log()
+                for b, t, u in zip(base, tuned, untuned, strict=True)
+            ]
+            exact = (tree.path_sums(base) + alpha * tree.path_sums(reward) / 0.5).log_softmax(0)
+            missed = exact - tree.path_sums(mixed)
+            along = tree.path_sums(tuple(x.expand(-1, 4) for x in z))
+            constant = (tree.path_sums(mixed) + along).logsumexp(0)
+            assert (missed - (along - constant)).abs().max() < 1e-10
+            best = soft.soft_backup(tree, reward, base, 0.5 / alpha).logp
+            assert (best[-1] - mixed[-1]).abs().max() < 1e-12
+            if base is other or alpha != 1.0:
+                assert (best[0] - mixed[0]).abs().max() > 1e-3
+            if base is untuned:
+                assert all((x * (alpha - 1) > -1e-12).all() for x in z)
+                assert all((x.abs() > 1e-6).all() == (alpha != 1.0) for x in z)
 
 
 def test_claim_the_gap_agrees_with_enumeration():
