@@ -33,9 +33,12 @@ def test_every_measured_claim_is_settled_in_its_chapter():
 
 def test_every_chapter_with_claims_has_its_section():
     text = (BOOK / "claims.md").read_text(encoding="utf-8")
-    sections = re.findall(r"^## \{doc\}`([^`]+)`\n\n```\{claims-ledger\} \1\n```$", text, re.M)
-    chapters = [entry["chapter"] for entry in ledger.written().values()]
-    assert sections == sorted(set(chapters))
+    section = r"^## \{doc\}`([^`]+) <([^`]+)>`\n\n```\{claims-ledger\} \2\n```$"
+    chapters = sorted({entry["chapter"] for entry in ledger.written().values()})
+    assert re.findall(section, text, re.M) == [
+        (re.search(r"^# (.+)$", (BOOK / f"{name}.md").read_text(encoding="utf-8"), re.M)[1], name)
+        for name in chapters
+    ]
 
 
 @pytest.mark.parametrize("name, entry", ledger.written().items())

@@ -54,7 +54,7 @@ class Measured(NamedTuple):
 
 
 class Claim(NamedTuple):
-    """One row of the ledger. The fields from measured to command are lists, one entry a check."""
+    """One row of the ledger. The fields from check to command are lists, one entry a check."""
 
     id: str
     kind: str  # identity | theorem | tendency
@@ -64,6 +64,7 @@ class Claim(NamedTuple):
     check: list[str]
     measured: list[float]
     interval: list[list[float] | None]
+    met: list[bool]
     seeds: list[int]
     command: list[str]
     test: list[str]
@@ -145,6 +146,7 @@ def tendencies() -> dict[str, Claim]:
             id=name, kind="tendency", claim=entry["claim"], chapter=entry["chapter"],
             paper=entry.get("paper", ""), check=[x.check for x in done],
             measured=[x.value for x in done], interval=[x.interval for x in done],
+            met=[x.met for x in done],
             seeds=[len(found_at(f"{file}:seeds")) for file in files],
             command=[found_at(f"{file}:command") for file in files],
             test=["tests/test_ledger.py"] if done else [],
@@ -158,8 +160,8 @@ def ledger() -> list[Claim]:
     proved = [
         Claim(
             id=row.label, kind=row.kind, claim=f"{row.label} of {row.chapter}",
-            chapter=row.chapter, paper=row.paper, check=[], measured=[], interval=[], seeds=[],
-            command=[f"python -m pytest {test.replace('::', '.py::')}" for test in row.tests],
+            chapter=row.chapter, paper=row.paper, check=[], measured=[], interval=[], met=[],
+            seeds=[], command=[f"python -m pytest {test.replace('::', '.py::')}" for test in row.tests],
             test=row.tests, verdict="holds", note="",
         )
         for row in index() if row.kind in ("identity", "theorem")
@@ -214,15 +216,12 @@ def entry(row: Claim) -> list[str]:
     lines = [f"(claim-{row.id})=", f"**{row.claim}** {{{BADGES[row.verdict]}}}`{row.verdict}`", ""]
     if row.paper:
         lines.append(f"- The paper: {row.paper}.")
-    for check, value, ends, seeds, command in zip(
-        row.check, row.measured, row.interval, row.seeds, row.command, strict=True
-    ):
+    for check, value, ends, met in zip(row.check, row.measured, row.interval, row.met, strict=True):
         path, _, asked = check.partition(" ")
         number = f"{value:.3g}" + (f" [{ends[0]:.3g}, {ends[1]:.3g}]" if ends else "")
-        lines.append(
-            f"- `{path}` is **{number}**; asked: {asked.removeprefix('(seeds) ')}"
-            f" ({seeds} seeds, `{command}`)."
-        )
+        lines.append(f"- `{path}` {asked}: **{number}**, {'met' if met else '*not met*'}.")
+    for command, seeds in dict(zip(row.command, row.seeds, strict=True)).items():
+        lines.append(f"- {seeds} seeds, `{command}`.")
     if row.note:
         lines.append(f"- {row.note}")
     return [*lines, ""]
