@@ -161,7 +161,7 @@ def ledger() -> list[Claim]:
         Claim(
             id=row.label, kind=row.kind, claim=f"{row.label} of {row.chapter}",
             chapter=row.chapter, paper=row.paper, check=[], measured=[], interval=[], met=[],
-            seeds=[], command=[f"python -m pytest {test.replace('::', '.py::')}" for test in row.tests],
+            seeds=[], command=[f"python -m pytest {x.replace('::', '.py::')}" for x in row.tests],
             test=row.tests, verdict="holds", note="",
         )
         for row in index() if row.kind in ("identity", "theorem")
