@@ -49,8 +49,8 @@ ARMS = {
     "the learning rate",
 }
 BETAS = (0.1, 0.25, 0.5, 1.0, 2.0, 4.0)
-SWEEP_PAIRS, SWEEP_LINES = 16384, 16384
-SWEEP_SIZES = (2048, 4096, 8192)  # fewer pairs, at the recipe's β
+SWEEP_PAIRS, SWEEP_LINES = 8192, 16384
+SWEEP_SIZES = (2048, 4096)  # fewer pairs, at the recipe's β
 SHARES = ("correct", "habit", "slip", "unreadable")
 ENDS = ("chosen", "rejected")
 KINDS_OF_WORDS = ("right", "habit", "slip", "free", "choice", "fixed")
