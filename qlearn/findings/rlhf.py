@@ -89,20 +89,18 @@ def objective(seen: Sequence[Rollout], beta: float) -> dict:
     }
 
 
-def run_seed(
-    seed: int, n_posts: int = N_POSTS, learners: Sequence[str] = tuple(RECIPES), **changes
-) -> dict:
-    """π_ref and the learners at one seed: J of each, how much of the way it is, and what it cost.
+def run_seed(seed: int, n_posts: int = N_POSTS, **changes) -> dict:
+    """π_ref, PPO and RLOO at one seed: J of each, how much of the way it is, and what it cost.
 
-    Their recipes are trained as they stand but for `changes`.
+    The recipes are trained as they stand but for `changes`.
     """
     reference, beta = runs.sft_run(seed), settings().beta
     # twice the lines: exp(R/β) varies a lot under the reference
     found = {"reference": objective(responses(reference, reference, 2 * n_posts, seed), beta)}
     start, model = found["reference"]["J"], found["reference"]["ceiling"]["value"]
     best = World().solve(beta).value[0].item()
-    for name in learners:
-        folder = runs.ppo_run(seed, reference, recipe=RECIPES[name], **changes)
+    for name, recipe in RECIPES.items():
+        folder = runs.ppo_run(seed, reference, recipe=recipe, **changes)
         found[name] = objective(responses(folder, reference, n_posts, seed), beta)
         logged = runs.history(folder)
         found[name] |= {
@@ -156,14 +154,14 @@ def run(seeds: Sequence[int]) -> dict:
 
 
 def run_first(seeds: Sequence[int]) -> dict:
-    """The results file `tiny_rlhf_first`: PPO as it was first run, over fewer episodes."""
-    return race(seeds, ("ppo",), world_rows=FIRST_ROWS)
+    """The results file `tiny_rlhf_first`: the race as it was first run, over fewer episodes."""
+    return race(seeds, world_rows=FIRST_ROWS)
 
 
-def race(seeds: Sequence[int], learners: Sequence[str] = tuple(RECIPES), **changes) -> dict:
+def race(seeds: Sequence[int], **changes) -> dict:
     """Means with 95 % t-intervals over seeds, and the curves."""
-    per_seed = runs.each_seed(partial(run_seed, learners=learners, **changes), seeds)
-    histories = {name: [found[name].pop("history") for found in per_seed] for name in learners}
+    per_seed = runs.each_seed(partial(run_seed, **changes), seeds)
+    histories = {name: [found[name].pop("history") for found in per_seed] for name in RECIPES}
     return {
         "seeds": list(seeds),
         "exact": {"beta": settings().beta, "value": World().solve(settings().beta).value[0].item()},

@@ -85,7 +85,7 @@ def check_2(answer):
         assert abs(got - (score - beta * ratio).mean().item()) > 1e-6, (
             "That is J. The ceiling is β times the logarithm of a mean of exp(G/β)."
         )
-        assert abs(got - truth) < 1e-6, (
+        assert abs(got - truth) < 1e-3, (  # an answer in single precision passes
             f"For scores {scores}, log-ratios {log_ratios} and β = {beta} it is {truth:.4f}, "
             f"not {got:.4f}."
         )

@@ -71,8 +71,9 @@ def check_2(answer):
 
 
 def bug_3(forecast):
-    """The credit of each word, from the forecasts at the prompt and after each word."""
-    return [forecast[t] - forecast[t - 1] for t in range(len(forecast) - 1)]
+    """Each word's credit, from the forecasts before and after it."""
+    words = range(len(forecast) - 1)
+    return [forecast[t] - forecast[t - 1] for t in words]
 
 
 def solution_3(forecast):
@@ -98,30 +99,35 @@ def check_3(answer):
         assert _close(got, expected), f"For forecasts {forecast} the credits are {expected}."
 
 
-def solution_4(p, beta):
+def solution_4(q, p, beta):
     """Credit is the forecast after the first bit less the forecast before it."""
     after = {
         0: beta * math.log(p * math.exp(1 / beta) + 1 - p),  # a 1 pays
         1: beta * math.log((1 - p) * math.exp(1 / beta) + p),  # a 0 pays
     }
-    before = beta * math.log(sum(math.exp(v / beta) for v in after.values()) / 2)
-    return after[1] - before
+    mean = q * math.exp(after[1] / beta) + (1 - q) * math.exp(after[0] / beta)
+    return after[1] - beta * math.log(mean)
 
 
 def check_4(answer):
     require_function(answer)
-    for p, beta in ((0.5, 0.5), (0.9, 0.5), (0.2, 1.0), (0.99, 0.2)):
-        got = answer(p, beta)
+    for q, p, beta in ((0.2, 0.7, 0.5), (0.5, 0.9, 0.5), (0.7, 0.2, 1.0), (0.9, 0.99, 0.2)):
+        got = answer(q, p, beta)
         assert isinstance(got, int | float), "Return one number."
-        expected = solution_4(p, beta)
-        other = -expected if p == 0.5 else solution_4(1 - p, beta)
-        assert p == 0.5 or not math.isclose(got, other, abs_tol=1e-9), (
-            "That is the credit of a first bit 0. After a 1 it is the second bit 0 that pays, and "
-            "the reference writes it with probability 1 − p."
-        )
+        expected = solution_4(q, p, beta)
+        for other, hint in (
+            (solution_4(1 - q, 1 - p, beta), "That is the credit of a first bit 0. After a 1 it is "
+             "the second bit 0 that pays, and the reference writes it with probability 1 − p."),
+            (solution_4(q, 1 - p, beta), "After a 1 it is the second bit 0 that pays, and the "
+             "reference writes it with probability 1 − p."),
+            (solution_4(0.5, p, beta), "You took the first bit for a fair coin. The forecast "
+             "before it is a soft mean with weights q and 1 − q."),
+        ):  # fmt: skip
+            mistaken = math.isclose(got, other, abs_tol=1e-9)
+            assert not mistaken or math.isclose(other, expected, abs_tol=1e-9), hint
         assert math.isclose(got, expected, abs_tol=1e-9), (
-            f"At p = {p} and β = {beta} the credit of a first bit 1 is {expected:.4f}, not "
-            f"{got:.4f}: the forecast after it, less the forecast before it, each a soft mean."
+            f"At q = {q}, p = {p} and β = {beta} the credit of a first bit 1 is {expected:.4f}, "
+            f"not {got:.4f}: the forecast after it, less the forecast before it, each a soft mean."
         )
 
 
