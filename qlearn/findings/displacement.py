@@ -12,8 +12,8 @@ that they start from, which is also the reference; see `ARMS`.
   Displacement is called benign where neither the NLL of wholly correct lines nor the share of
   unreadable samples rises, catastrophic where either does.
 
-The sweep was first run with 16,384 pairs, and the mean ended below the law at every β (at 0.5, at −1.33
-where the law says −1.15). It was then halved, so that all results can be made within the hour.
+The sweep was first run with 16,384 pairs, and the mean ended below the law at every β (at 0.5, at
+−1.33 where the law says −1.15). It was then halved, so that all results can be made within the hour.
 """
 
 import random
