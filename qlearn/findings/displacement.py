@@ -13,7 +13,7 @@ that they start from, which is also the reference; see `ARMS`.
   unreadable samples rises, catastrophic where either does.
 
 The sweep was first run with 16,384 pairs, and the mean ended below the law at every β (at 0.5, at
-−1.33 where the law says −1.15). It was then halved, so that all results can be made within the hour.
+−1.33 where the law says −1.15). It was then halved, so that all results fit into an hour.
 """
 
 import random
