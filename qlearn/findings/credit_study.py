@@ -14,8 +14,10 @@ setting was chosen on these measurements: the recipes are those of chapters 09 a
 second world, `run_second`, was measured once.
 """
 
+import random
 from collections.abc import Sequence
 from functools import partial
+from statistics import fmean
 from typing import NamedTuple
 
 import numpy as np
@@ -23,7 +25,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from qlearn import recipes
-from qlearn.findings import heat_maps, runs, stats
+from qlearn.findings import heat_maps, one_post, runs, stats
 from qlearn.findings.corruptions import KINDS, WRONG, Corruption, Stitch, corruptions, stitches
 from qlearn.findings.credit import Credit, agreement, one_step_map, token_credit
 from qlearn.findings.heat_maps import as_rows
@@ -46,6 +48,7 @@ POSTS = 250  # each gives one corruption of every kind that its line has a place
 SIZES = (512, 1024, 2048, 4096)  # pairs, beside the recipe's own number
 GROUPS = {"wrong": WRONG, "written": ("habit", "slip")} | {kind: (kind,) for kind in KINDS}
 MARGIN = 0.05  # of N4
+LONG = {"num_train_epochs": 6, "learning_rate": 0.001}  # of `verbs`, on twice the pairs
 
 
 class Models(NamedTuple):
@@ -152,6 +155,7 @@ def run_seed(seed: int, world: str) -> dict:
         post, *summaries = heat_maps.negotiation()
         policy = models.policies[world]
         found["negotiation"] = [line_credit(models, policy, post, x) for x in summaries]
+        found["verbs"] = verbs(seed, models.beta)
     return found
 
 
@@ -182,6 +186,38 @@ def pairs_curve(seed: int, models: Models, edited: Sequence[Corruption], n: int 
         found[str(size)] = agreement(models.credit(policy, rows), truths) | {
             "auroc_wrong": wins(suspicion[None], words, WRONG).auroc()
         }
+    return found
+
+
+def verbs(seed: int, beta: float, n: int = 500) -> dict:
+    """Is XOR a matter of training? Mean credit of verbs on one post, after a short and a long one.
+
+    {training: {verb_charged, verb_paid}}, and both exactly. Asked after the recipe had failed to
+    find the XOR variant's verbs. Four passes found them on seed 0, two did not; `LONG` has six.
+    """
+    world = World("xor")
+    post, rng = one_post.the_post(world), random.Random(f"verbs {seed}")
+    lines = [world.write(post, rng) for _ in range(n)]
+    places = [heat_maps.places(world, world.parse(post, line)) for line in lines]
+    rows = runs.rows_file(one_post.lines(world, one_post.LINES, seed))
+    start = runs.sft_run(seed, data=rows, tokenizer=world.grammar.name)
+    tokenizer = load_tokenizer(start)
+    reference, table = load_model(start, tokenizer), as_rows(tokenizer, [(post, x) for x in lines])
+
+    def means(by_line) -> dict[str, float]:
+        words = [x for pair in zip(places, by_line, strict=True) for x in zip(*pair, strict=True)]
+        return {
+            verb: fmean(credit for place, credit in words if place == verb)
+            for verb in ("verb_charged", "verb_paid")
+        }
+
+    truths = [world.explain(post, line, beta) for line in lines]
+    found = {"exact": means([[word["advantage"] for word in truth] for truth in truths])}
+    for name, pairs, changes in (("short", 1, {}), ("long", 2, LONG)):
+        rows = runs.rows_file(one_post.pairs(world, pairs * one_post.PAIRS, seed))
+        policy = load_model(runs.dpo_run(seed, start, data=rows, **changes), tokenizer)
+        credits = token_credit(policy, reference, table, beta)
+        found[name] = means([credit.advantage.tolist() for credit in credits])
     return found
 
 
@@ -235,6 +271,7 @@ def study(seeds: Sequence[int], world: str) -> dict:
     if world == "slots":
         post, *summaries = heat_maps.negotiation()
         result["pairs"] = summarise([found["pairs"] for found in per_seed])
+        result["verbs"] = summarise([found["verbs"] for found in per_seed])
         result["negotiation"] = {
             name: shown(here, post, words, beta, [x["negotiation"][i] for x in per_seed])
             for i, (name, words) in enumerate(zip(("good", "corrupted"), summaries, strict=True))

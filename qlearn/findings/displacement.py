@@ -11,9 +11,6 @@ that they start from, which is also the reference; see `ARMS`.
       law also says: it falls as β does, and chosen ends below 0 for β ≤ 1 and above 0 for β ≥ 2.
   Displacement is called benign where neither the NLL of wholly correct lines nor the share of
   unreadable samples rises, catastrophic where either does.
-
-The sweep was first run with 16,384 pairs, and the mean ended below the law at every β (at 0.5, at
-−1.33 where the law says −1.15). It was then halved, so that all results fit into an hour.
 """
 
 import random
@@ -52,8 +49,8 @@ ARMS = {
     "the learning rate",
 }
 BETAS = (0.1, 0.25, 0.5, 1.0, 2.0, 4.0)
-SWEEP_PAIRS, SWEEP_LINES = 8192, 16384
-SWEEP_SIZES = (2048, 4096)  # fewer pairs, at the recipe's β
+SWEEP_PAIRS, SWEEP_LINES = 16384, 16384
+SWEEP_SIZES = (2048, 4096, 8192)  # fewer pairs, at the recipe's β
 SHARES = ("correct", "habit", "slip", "unreadable")
 ENDS = ("chosen", "rejected")
 KINDS_OF_WORDS = ("right", "habit", "slip", "free", "choice", "fixed")

@@ -15,7 +15,7 @@ def solution_1(reward, ref_logp, beta):
 def check_1(answer) -> None:
     require_function(answer)
     reward, ref_logp = [0.5, -1.0, 2.0], [-0.7, -2.0, -0.3]
-    for beta in (0.5, 2.0):
+    for beta in (0.4, 2.0):
         got = answer(reward, ref_logp, beta)
         assert isinstance(got, int | float), "Return one number."
         typical = {
@@ -23,11 +23,12 @@ def check_1(answer) -> None:
             1.5 + 3.0 * beta: "Wrong sign: a rare response costs more, not less.",
             1.5 - 3.0: "Where is β? A nat costs β.",
             1.5 - beta: "Add up the tokens; a mean over them is another objective.",
+            0.5 - beta: "Add up the tokens; a mean over them is another objective.",
         }
         for wrong, hint in typical.items():
             assert not math.isclose(got, wrong, abs_tol=1e-9), hint
         assert math.isclose(got, 1.5 - 3.0 * beta, abs_tol=1e-9), (
-            f"For {reward}, {ref_logp} and β = {beta} it is {1.5 - 3.0 * beta}. The policy gives "
+            f"For {reward}, {ref_logp} and β = {beta} it is {1.5 - 3.0 * beta:.1f}. The policy gives "
             "the response with probability 1, so log π of it is 0."
         )
 
@@ -76,6 +77,10 @@ def check_2(answer) -> None:
                 f'Return a response as a tuple of tokens that ends with "end", not {got!r}.'
             )
             expected = max(total, key=total.get) if width == 100 else solution_2(logp, width)
+            assert total[got] <= total[expected] + 1e-9, (
+                f"Yours finds {got}, which a beam of width {width} loses. Rank all continuations "
+                "together: one that has ended takes a place in its step."
+            )
             assert got == expected, (
                 f"{name} {expected} with log-probability {total[expected]:.2f}; yours is {got} "
                 f"with {total[got]:.2f}. Can an unfinished text still win when another has ended?"
@@ -108,6 +113,10 @@ def check_3(answer) -> None:
             (value - beta * back, "KL(π*‖q) is the wrong way round: the lines are drawn from q."),
             (value + beta * kl, "Nothing beats V*: check the sign."),
             (value - kl, "Where is β?"),
+            (
+                value + beta * sum(x * math.log(p) for x, p in pairs),
+                "The divergence has log q too: the entropy of q is missing.",
+            ),
             (
                 value
                 - beta

@@ -102,9 +102,12 @@ def check_3(answer) -> None:
         typical = [
             (-expected, "The sign: log Z itself, which the mixture subtracts."),
             (math.exp(expected), "That is Z. Take the logarithm."),
-            (
-                math.log(sum((t / u) ** alpha for t, u in pairs)),
-                "The base weighs each token, and here the base is the untuned model.",
+            *(
+                (
+                    math.log(sum(weight * (t / u) ** alpha for weight, (t, u) in rows)),
+                    "The base weighs each token, and here the base is the untuned model.",
+                )
+                for rows in ([(1.0, x) for x in pairs], [(x[0], x) for x in pairs])
             ),
             (
                 alpha * sum(u * math.log(t / u) for t, u in pairs),
