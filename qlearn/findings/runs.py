@@ -111,10 +111,15 @@ def each_seed(measure: Callable[[int], dict], seeds: Sequence[int]) -> list[dict
 
     `measure` is a function of a module, or a `functools.partial` of one.
     """
-    with ProcessPoolExecutor(
+    return list(workers().map(measure, seeds))
+
+
+@cache
+def workers() -> ProcessPoolExecutor:
+    """The processes that all measurements share, so that none waits for another one's last seed."""
+    return ProcessPoolExecutor(
         WORKERS, mp_context=get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)
-    ) as pool:
-        return list(pool.map(measure, seeds))
+    )
 
 
 @cache

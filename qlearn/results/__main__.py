@@ -8,6 +8,7 @@ import argparse
 import importlib
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 # file: (module with `run(seeds)`, or module:function, seeds)
@@ -28,14 +29,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", choices=[*MEASUREMENTS, []], metavar="NAME")
     os.environ.setdefault("TQDM_DISABLE", "1")
-    for name in parser.parse_args().names or MEASUREMENTS:
-        module, seeds = MEASUREMENTS[name]
-        module, _, function = module.partition(":")
-        found = getattr(importlib.import_module(module), function or "run")(list(seeds))
-        found = {"command": f"python -m qlearn.results {name}", **found}
-        path = Path(__file__).parent / f"{name}.json"
-        path.write_text(json.dumps(rounded(found), indent=1) + "\n", encoding="utf-8")
-        print(f"wrote {path}")
+    first, *others = parser.parse_args().names or MEASUREMENTS
+    measure(first)  # alone: the others start from models that it trains
+    with ThreadPoolExecutor(2) as threads:
+        list(threads.map(measure, others))
+
+
+def measure(name: str) -> None:
+    """Writes the results file of one measurement."""
+    module, seeds = MEASUREMENTS[name]
+    module, _, function = module.partition(":")
+    found = getattr(importlib.import_module(module), function or "run")(list(seeds))
+    found = {"command": f"python -m qlearn.results {name}", **found}
+    path = Path(__file__).parent / f"{name}.json"
+    path.write_text(json.dumps(rounded(found), indent=1) + "\n", encoding="utf-8")
+    print(f"wrote {path}")
 
 
 def rounded(value):
