@@ -52,9 +52,9 @@ def beam(
 ) -> tuple[tuple[int, ...], float]:
     """Beam search for the likeliest response to the first prompt: (response, its score).
 
-    Keeps the `width` likeliest unfinished prefixes of each length; finished responses compete at
-    the end by log π(y) / len(y)^length_penalty. Width 1 is greedy decoding with a record of the
-    responses it passed by; a width of all prefixes finds the maximum.
+    Keeps the `width` likeliest prefixes of each length. Those that are finished leave their places
+    empty and compete at the end by log π(y) / len(y)^length_penalty. Width 1 is greedy decoding
+    with a record of the responses it passed by; a width of all prefixes finds the maximum.
 
     Raises: ValueError for a width below 1.
     """

@@ -28,8 +28,8 @@ def check_1(answer) -> None:
         for wrong, hint in typical.items():
             assert not math.isclose(got, wrong, abs_tol=1e-9), hint
         assert math.isclose(got, 1.5 - 3.0 * beta, abs_tol=1e-9), (
-            f"For {reward}, {ref_logp} and β = {beta} it is {1.5 - 3.0 * beta:.1f}. The policy gives "
-            "the response with probability 1, so log π of it is 0."
+            f"For {reward}, {ref_logp} and β = {beta} it is {1.5 - 3.0 * beta:.1f}. The policy "
+            "gives the response with probability 1, so log π of it is 0."
         )
 
 
