@@ -11,7 +11,8 @@ the edited word ranks above another word of such lines. For errors (habit, slip,
 
 Two edits do no harm (free, paraphrase): there the exact advantage itself is the yardstick. No
 setting was chosen on these measurements: the recipes are those of chapters 09 and 10, and the
-second world, `run_second`, was measured once.
+second world, `run_second`, was measured once; later both worlds were measured again, because the
+reward model got a higher learning rate. Every other number stayed as it was.
 """
 
 import random

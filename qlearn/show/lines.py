@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
+from qlearn.lm.grammar import EOS
 from qlearn.show.trees import BLAME, INK, NEUTRAL, PAPER, PRAISE
 
 
@@ -27,5 +28,6 @@ def draw_line(
         ax.set_title(title, loc="left", fontsize=10, color=INK)
         ax.set_facecolor(PAPER)
         ax.spines[["top", "right", "bottom"]].set_visible(False)
-    axes[-1, 0].set_xticks(range(len(words)), words, rotation=45, ha="right")
+    labels = ["(end)" if word == EOS else word for word in words]
+    axes[-1, 0].set_xticks(range(len(words)), labels, rotation=45, ha="right")
     return figure
