@@ -217,9 +217,9 @@ def entry(row: Claim) -> list[str]:
     if row.paper:
         lines.append(f"- The paper: {row.paper}.")
     for check, value, ends, met in zip(row.check, row.measured, row.interval, row.met, strict=True):
-        path, _, asked = check.partition(" ")
+        asked = re.sub(r"(\w+:\S+)", r"`\1`", check)
         number = f"{value:.3g}" + (f" [{ends[0]:.3g}, {ends[1]:.3g}]" if ends else "")
-        lines.append(f"- `{path}` {asked}: **{number}**, {'met' if met else '*not met*'}.")
+        lines.append(f"- {asked}: **{number}**, {'met' if met else '*not met*'}.")
     for command, seeds in dict(zip(row.command, row.seeds, strict=True)).items():
         lines.append(f"- {seeds} seeds, `{command}`.")
     if row.note:
