@@ -213,15 +213,16 @@ class ClaimsLedger(SphinxDirective):
 
 def entry(row: Claim) -> list[str]:
     """One claim as Markdown: the sentence, its verdict, the paper's figure, each check."""
-    lines = [f"(claim-{row.id})=", f"**{row.claim}** {{{BADGES[row.verdict]}}}`{row.verdict}`", ""]
-    if row.paper:
-        lines.append(f"- The paper: {row.paper}.")
+    claim, paper, note = (x.replace("*", r"\*") for x in (row.claim, row.paper, row.note))
+    lines = [f"(claim-{row.id})=", f"**{claim}** {{{BADGES[row.verdict]}}}`{row.verdict}`", ""]
+    if paper:
+        lines.append(f"- The paper: {paper}.")
     for check, value, ends, met in zip(row.check, row.measured, row.interval, row.met, strict=True):
         asked = re.sub(r"(\w+:\S+)", r"`\1`", check)
         number = f"{value:.3g}" + (f" [{ends[0]:.3g}, {ends[1]:.3g}]" if ends else "")
         lines.append(f"- {asked}: **{number}**, {'met' if met else '*not met*'}.")
     for command, seeds in dict(zip(row.command, row.seeds, strict=True)).items():
         lines.append(f"- {seeds} seeds, `{command}`.")
-    if row.note:
-        lines.append(f"- {row.note}")
+    if note:
+        lines.append(f"- {note}")
     return [*lines, ""]
