@@ -31,7 +31,7 @@ BOOK = ROOT / "book"
 # an uninstalled qlearn fills the {result} role, the book's own extension the {verdict} role
 sys.path[:0] = [str(ROOT), str(BOOK / "_ext")]
 
-from ledger import tendencies  # noqa: E402
+from ledger import settle, written  # noqa: E402
 
 from qlearn.results import quote  # noqa: E402
 
@@ -130,7 +130,7 @@ def role(match, book):
     if name == "result":
         return quote(text)
     if name == "verdict":
-        return f"**{lookup(tendencies(), text, 'The claim').verdict}**"
+        return f"**{settle(text, lookup(written(), text, 'The claim')).verdict}**"
     raise ExportError(f"The exporter does not know the role {{{name}}}.")
 
 

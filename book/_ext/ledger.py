@@ -133,26 +133,27 @@ def verdict(source: str, met: list[bool]) -> str:
     return every if all(met) else some if any(met) else none
 
 
+def settle(name: str, entry: dict) -> Claim:
+    """One measured claim: its checks decided on the results files."""
+    try:
+        done = [measure(check) for check in entry.get("checks", ())]
+    except ValueError as error:
+        raise ValueError(f"book/claims.yml, {name}: {error}") from None
+    files = [x.check.partition(":")[0] for x in done]
+    return Claim(
+        id=name, kind="tendency", claim=entry["claim"], chapter=entry["chapter"],
+        paper=entry.get("paper", ""), check=[x.check for x in done],
+        measured=[x.value for x in done], interval=[x.interval for x in done],
+        met=[x.met for x in done], seeds=[len(found_at(f"{file}:seeds")) for file in files],
+        command=[found_at(f"{file}:command") for file in files],
+        test=["tests/test_ledger.py"] if done else [],
+        verdict=verdict(entry["source"], [x.met for x in done]), note=entry.get("note", ""),
+    )  # fmt: skip
+
+
 def tendencies() -> dict[str, Claim]:
     """The measured claims, in the order of book/claims.yml."""
-    rows = {}
-    for name, entry in written().items():
-        try:
-            done = [measure(check) for check in entry.get("checks", ())]
-        except ValueError as error:
-            raise ValueError(f"book/claims.yml, {name}: {error}") from None
-        files = [x.check.partition(":")[0] for x in done]
-        rows[name] = Claim(
-            id=name, kind="tendency", claim=entry["claim"], chapter=entry["chapter"],
-            paper=entry.get("paper", ""), check=[x.check for x in done],
-            measured=[x.value for x in done], interval=[x.interval for x in done],
-            met=[x.met for x in done],
-            seeds=[len(found_at(f"{file}:seeds")) for file in files],
-            command=[found_at(f"{file}:command") for file in files],
-            test=["tests/test_ledger.py"] if done else [],
-            verdict=verdict(entry["source"], [x.met for x in done]), note=entry.get("note", ""),
-        )  # fmt: skip
-    return rows
+    return {name: settle(name, entry) for name, entry in written().items()}
 
 
 def ledger() -> list[Claim]:
@@ -177,7 +178,7 @@ class VerdictRole(SphinxRole):
 
     def run(self):
         try:
-            word = tendencies()[self.text].verdict
+            word = settle(self.text, written()[self.text]).verdict
         except (KeyError, ValueError) as error:
             message = self.inliner.reporter.error(f"No verdict: {error}", line=self.lineno)
             return [self.inliner.problematic(self.rawtext, self.rawtext, message)], [message]
@@ -199,13 +200,13 @@ class ClaimsLedger(SphinxDirective):
 
     def run(self):
         self.env.note_reread()  # what changes the ledger lies outside this page
-        rows = list(tendencies().values())
         if self.arguments:
-            lines = [x for row in rows if row.chapter == self.arguments[0] for x in entry(row)]
+            here = [x for x in written().items() if x[1]["chapter"] == self.arguments[0]]
+            lines = [line for name, found in here for line in entry(settle(name, found))]
         else:
-            counts = {word: sum(row.verdict == word for row in rows) for word in BADGES}
+            words = [row.verdict for row in tendencies().values()]
             lines = ["| Verdict | Claims |", "|---|---|"]
-            lines += [f"| {{{BADGES[x]}}}`{x}` | {n} |" for x, n in counts.items() if n]
+            lines += [f"| {{{BADGES[x]}}}`{x}` | {words.count(x)} |" for x in BADGES if x in words]
         container = nodes.container(classes=["claims-ledger"])
         self.state.nested_parse(StringList(lines, source="claims-ledger"), 0, container)
         return [container]
@@ -219,8 +220,8 @@ def entry(row: Claim) -> list[str]:
         lines.append(f"- The paper: {paper}.")
     for check, value, ends, met in zip(row.check, row.measured, row.interval, row.met, strict=True):
         asked = re.sub(r"(\w+:\S+)", r"`\1`", check)
-        number = f"{value:.3g}" + (f" [{ends[0]:.3g}, {ends[1]:.3g}]" if ends else "")
-        lines.append(f"- {asked}: **{number}**, {'met' if met else '*not met*'}.")
+        found = f"{value:.3g}" + (f" [{ends[0]:.3g}, {ends[1]:.3g}]" if ends else "")
+        lines.append(f"- {asked}: **{found}**, {'met' if met else '*not met*'}.")
     for command, seeds in dict(zip(row.command, row.seeds, strict=True)).items():
         lines.append(f"- {seeds} seeds, `{command}`.")
     if note:

@@ -5,13 +5,13 @@ and only the grammar to learn. Chapters train on it while the reader waits; what
 results files comes from the whole world.
 """
 
-import json
 import random
 from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from qlearn import recipes
+from qlearn.findings.runs import jsonl
 from qlearn.lm.models import load_model, load_tokenizer
 from qlearn.lm.worlds import Post, World, as_text
 from qlearn.train import dpo, sft
@@ -69,5 +69,5 @@ def prefer(
 def _write(folder: str, rows: list[dict[str, str]]) -> str:
     path = Path(folder, f"{'_'.join(rows[0])}.jsonl")
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+    path.write_text(jsonl(rows), encoding="utf-8")
     return str(path)

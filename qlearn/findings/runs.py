@@ -80,7 +80,7 @@ def trained(run: Callable, config: TrainingConfig) -> str:
 
 def rows_file(rows: Sequence[dict]) -> str:
     """The path of a .jsonl file of these rows, for a run's `data`; its name tells its content."""
-    text = "".join(f"{json.dumps(row)}\n" for row in rows)
+    text = jsonl(rows)
     path = FOLDER / f"{_digest(text)}.jsonl"
     if not path.exists():
         FOLDER.mkdir(parents=True, exist_ok=True)
@@ -88,6 +88,11 @@ def rows_file(rows: Sequence[dict]) -> str:
             file.write(text)
         os.replace(file.name, path)
     return str(path)
+
+
+def jsonl(rows: Sequence[dict]) -> str:
+    """Rows as the text of a .jsonl file."""
+    return "".join(f"{json.dumps(row)}\n" for row in rows)
 
 
 def history(folder: str) -> list[dict]:
