@@ -1,6 +1,6 @@
 """qlearn: your language model is secretly a Q-function, in code.
 
-Three floors; an import only ever points down.
+Four floors; an import only ever points down.
 
 floor     module               chapter  equations of the paper
 exact     exact.tree           01, 15   the token MDP
@@ -19,15 +19,18 @@ lm        lm.worlds, lm.grammar 09      embedded worlds, their exact truth
           lm.cursor, lm.decode, lm.search 12   Eqs 12, 13
 train     train.sft, train.dpo, train.engine                    09
           train.reward, train.rollout, train.steps, train.ppo   10       Eqs 1, 2, 3
-findings  findings.credit, findings.slot_world                  09       Eqs 10, 11
+findings  findings.credit      09       Eqs 10, 11
           findings.likelihood  09, 14   Eq. 16; what a run's own curves say
-          findings.credit_study, findings.localisation, findings.heat_maps  11
-          findings.displacement 14      where probability goes; the sign law
-          findings.runs, findings.stats shared trained models; statistics
-          findings.rlhf        10       PPO and RLOO against the exact optimum
-          findings.corruptions 11       minimal edits of correct lines
-          findings.search, findings.contrasts, findings.answers 12   Eqs 12, 13
-          findings.proxy, findings.borrowed 13   Eqs 14, 15
+          findings.search      12       Eqs 12, 13
+          findings.proxy       13       Eqs 14, 15
+          findings.stats       -        intervals and tests
+studies   studies.slot_world   09       credit against the exact advantage
+          studies.rlhf         10       PPO and RLOO against the exact optimum
+          studies.credit, studies.corruptions, studies.localisation, studies.heat_maps  11
+          studies.search, studies.contrasts  12   decoders against each other
+          studies.exactness, studies.proxy   13   when a borrowed advantage is exact
+          studies.displacement 14       where probability goes; the sign law
+          studies.runs, studies.one_post     shared trained models; one post for live runs
 
 Beside them: show (pictures, the token inspector), recipes (settings of the book's runs), results
 (what they gave), solutions and checker (exercises), cli (the command line), options (fields of a

@@ -14,7 +14,7 @@ COMMANDS = {
     "reward": ("qlearn.train.reward", "RewardConfig", "fit a reward model to preferences"),
     "ppo": ("qlearn.train.ppo", "PPOConfig", "train a model on a reward (PPO or RLOO)"),
     "dpo": ("qlearn.train.dpo", "DPOConfig", "train a model on preferences"),
-    "search": ("qlearn.findings.answers", "SearchConfig", "answer prompts by any decoder"),
+    "search": ("qlearn.findings.search", "SearchConfig", "answer prompts by any decoder"),
     "inspect": ("qlearn.show.inspect", "InspectConfig", "print and draw each token's credit"),
     "diagnose": ("qlearn.findings.likelihood", "DiagnoseConfig", "say what a run's curves mean"),
     "data check": ("qlearn.lm.check", "CheckConfig", "look for faults in a file of rows"),

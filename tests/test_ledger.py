@@ -81,6 +81,7 @@ def planted(tmp_path, monkeypatch):
     "sample:x near sample:law": True, "sample:x near sample:far": False,
     "sample:far above sample:x": True, "sample:x above sample:law": False,
     "sample:law above 0.4": True, "sample:law below -1": False,
+    "sample:far above sample:bare": True,
 }.items())  # fmt: skip
 def test_checks_are_decided_by_the_whole_interval(planted, check, met):
     assert ledger.measure(check).met is met
@@ -90,9 +91,10 @@ def test_checks_are_decided_by_the_whole_interval(planted, check, met):
     "sample:x over 0.3": "is not `FILE:path above X`",
     "sample:nothing above 0": "has no key 'nothing'",
     "nowhere:x above 0": "no results file nowhere.json",
-    "sample:bare above 0": "no centre with an interval",
-    "sample:law (seeds) above 0": "not a number with what the check asks for",
-    "sample:command above 0": "not a number with what the check asks for",
+    "sample:bare above 0": "has no low and high",
+    "sample:law (seeds) above 0": "without an interval over seeds",
+    "sample:command above 0": "is no number and no interval",
+    "sample:law above sample:command": "is no number and no interval",
 }.items())  # fmt: skip
 def test_checks_that_cannot_be_decided_say_why(planted, check, reason):
     with pytest.raises(ValueError, match=re.escape(reason)):

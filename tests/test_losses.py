@@ -22,10 +22,10 @@ def leaf_logp(tree, logits):
 
 @pytest.mark.parametrize("beta", BETAS)
 def test_eq_04_and_eq_09_are_one_loss(beta):
-    """D1: the bandit loss and the token loss agree in value and in gradient. `eq-dpo-loss`
+    """D1: the bandit loss and the token loss agree in value and in gradient. `thm-one-loss`
 
     The bandit side multiplies probabilities of whole responses, the token side adds the log-ratios
-    of tokens (Eq. 8); each is differentiated by autograd with respect to all logits.
+    of tokens (Eq. 8); each is differentiated by autograd with respect to all logits. `eq-dpo-loss`
     """
     steepest = 0.0
     for seed in SEEDS:

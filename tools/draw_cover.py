@@ -12,9 +12,9 @@ matplotlib.use("Agg")
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from qlearn.findings.slot_world import puzzle  # noqa: E402
 from qlearn.lm.worlds import SlotWorld  # noqa: E402
 from qlearn.show.lines import draw_line  # noqa: E402
+from qlearn.studies.slot_world import puzzle  # noqa: E402
 
 SURPRISE = "how surprising each word is"
 CREDIT = "how much each word is to blame: the soft advantage (54k and Monday are false)"

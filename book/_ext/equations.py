@@ -54,12 +54,26 @@ def in_chapters() -> dict[str, str]:
 def named_in(folder: str) -> dict[str, list[str]]:
     """{label: names of the functions or tests whose docstrings name it} below a folder."""
     found = {}
+    for name, docstring in documented(folder):
+        for label in dict.fromkeys(NAMED.findall(docstring)):
+            found.setdefault(label, []).append(name)
+    return found
+
+
+def first_lines(folder: str) -> dict[str, str]:
+    """{name: the first line of its docstring, without labels} of all functions below a folder."""
+    return {
+        name: re.sub(rf"[:,]? ?{NAMED.pattern}", "", docstring.partition("\n")[0])
+        for name, docstring in documented(folder)
+    }
+
+
+def documented(folder: str):
+    """(name, docstring) of every function, class and method below a folder."""
     for path in sorted((ROOT / folder).rglob("*.py")):
         module = path.relative_to(ROOT).with_suffix("").as_posix()
         for name, docstring in docstrings(ast.parse(path.read_text(encoding="utf-8"))):
-            for label in dict.fromkeys(NAMED.findall(docstring)):
-                found.setdefault(label, []).append(f"{module}::{name}")
-    return found
+            yield f"{module}::{name}", docstring
 
 
 def docstrings(scope, prefix: str = ""):

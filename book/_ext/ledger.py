@@ -21,7 +21,7 @@ from typing import NamedTuple
 import yaml
 from docutils import nodes
 from docutils.statemachine import StringList
-from equations import BOOK, ROOT, index
+from equations import BOOK, ROOT, first_lines, index
 from sphinx import addnodes
 from sphinx.util.docutils import SphinxDirective, SphinxRole
 
@@ -36,12 +36,12 @@ VERDICTS = {  # source of a claim: the verdict where all, none, some of its chec
     "paper": ("reproduced", "not reproduced", "partly"),
     "course": ("holds", "does not hold", "partly"),
 }
-UNTESTED = "not testable here"
+UNTESTED = "not tested here"
 BADGES = {
     "reproduced": "bdg-success", "holds": "bdg-success", "partly": "bdg-warning",
     "not reproduced": "bdg-danger", "does not hold": "bdg-danger", UNTESTED: "bdg-secondary",
 }  # fmt: skip
-KEYS = {"claim", "chapter", "source", "paper", "checks", "note"}
+KEYS = {"claim", "chapter", "source", "paper", "seeds", "checks", "note"}
 
 
 class Measured(NamedTuple):
@@ -108,21 +108,27 @@ def measure(check: str) -> Measured:
 
 def interval_at(path: str, prefix: str = "") -> tuple[float, list[float] | None]:
     """(centre, [low, high]) of what stands at a path; (the number, None) of a bare number."""
-    found = found_at(path)
+    found, centre = found_at(path), number(path)
     if isinstance(found, dict):
-        centre = next((found[key] for key in CENTRES if key in found), None)
         ends = [found.get(f"{prefix}low"), found.get(f"{prefix}high")]
-        if centre is None or None in ends:
-            raise ValueError(f"{path} has no centre with an interval.")
+        if None in ends:
+            raise ValueError(f"{path} has no {prefix}low and {prefix}high.")
         return centre, ends
-    if prefix or isinstance(found, bool) or not isinstance(found, int | float):
-        raise ValueError(f"{path} is not a number with what the check asks for.")
-    return found, None
+    if prefix:
+        raise ValueError(f"{path} is a number, without an interval over seeds.")
+    return centre, None
 
 
 def number(x: str) -> float:
-    """A number as written, or the one at a path."""
-    return interval_at(x)[0] if ":" in x else float(x)
+    """A number as written, the one at a path, or the centre of the interval there."""
+    if ":" not in x:
+        return float(x)
+    found = found_at(x)
+    if isinstance(found, dict):
+        found = next((found[key] for key in CENTRES if key in found), None)
+    if isinstance(found, bool) or not isinstance(found, int | float):
+        raise ValueError(f"{x} is no number and no interval.")
+    return found
 
 
 def verdict(source: str, met: list[bool]) -> str:
@@ -144,7 +150,8 @@ def settle(name: str, entry: dict) -> Claim:
         id=name, kind="tendency", claim=entry["claim"], chapter=entry["chapter"],
         paper=entry.get("paper", ""), check=[x.check for x in done],
         measured=[x.value for x in done], interval=[x.interval for x in done],
-        met=[x.met for x in done], seeds=[len(found_at(f"{file}:seeds")) for file in files],
+        met=[x.met for x in done],
+        seeds=[entry.get("seeds", len(found_at(f"{file}:seeds"))) for file in files],
         command=[found_at(f"{file}:command") for file in files],
         test=["tests/test_ledger.py"] if done else [],
         verdict=verdict(entry["source"], [x.met for x in done]), note=entry.get("note", ""),
@@ -157,10 +164,14 @@ def tendencies() -> dict[str, Claim]:
 
 
 def ledger() -> list[Claim]:
-    """Every claim: what is proved, in the book's order, then what is measured."""
+    """Every claim: what is proved, in the book's order, then what is measured.
+
+    A proved claim is worded as the test that comes first words it.
+    """
+    says = first_lines("tests")
     proved = [
         Claim(
-            id=row.label, kind=row.kind, claim=f"{row.label} of {row.chapter}",
+            id=row.label, kind=row.kind, claim=says[row.tests[0]],
             chapter=row.chapter, paper=row.paper, check=[], measured=[], interval=[], met=[],
             seeds=[], command=[f"python -m pytest {x.replace('::', '.py::')}" for x in row.tests],
             test=row.tests, verdict="holds", note="",
@@ -223,7 +234,7 @@ def entry(row: Claim) -> list[str]:
         found = f"{value:.3g}" + (f" [{ends[0]:.3g}, {ends[1]:.3g}]" if ends else "")
         lines.append(f"- {asked}: **{found}**, {'met' if met else '*not met*'}.")
     for command, seeds in dict(zip(row.command, row.seeds, strict=True)).items():
-        lines.append(f"- {seeds} seeds, `{command}`.")
+        lines.append(f"- {f'{seeds} seeds' if seeds else 'Exact'}, `{command}`.")
     if note:
         lines.append(f"- {note}")
     return [*lines, ""]

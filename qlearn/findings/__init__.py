@@ -1,1 +1,1 @@
-"""Second floor: what the paper found, as functions of (policy, reference, data)."""
+"""Second floor: what the paper found, as functions of (policy, reference, data), yours too."""

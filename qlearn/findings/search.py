@@ -1,64 +1,136 @@
-"""What do beams buy? Decoders against each other on the slot world: chapter 12 (F3, N5, N6, N9).
+"""`qlearn search`: responses of your own model to your own prompts, by any decoder, as JSONL."""
 
-Each model decodes the same held-out posts with every decoder; each line is judged by its true
-reward, and against the line of a writer for the same post. SFT with the same beams is the control
-for DPO, greedy the control for beams, and length the control for both.
-"""
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from functools import partial
-from random import Random
-
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from qlearn import recipes
-from qlearn.exact.search import best_objective
-from qlearn.exact.soft import expected_return, implicit_reward
-from qlearn.findings import runs
-from qlearn.findings.contrasts import WIDTHS, contrasts, over_optimisation
-from qlearn.findings.slot_world import summarise
-from qlearn.lm.cursor import Policy, response_logps
-from qlearn.lm.decode import Decoded, Decoding, decode
+from qlearn.errors import InputError
+from qlearn.findings.proxy import tilted
+from qlearn.lm.cursor import Policy, parts, response_logps
+from qlearn.lm.data import read_rows
+from qlearn.lm.decode import Decoding, decode
 from qlearn.lm.logprobs import Row
-from qlearn.lm.models import load_model, load_tokenizer
-from qlearn.lm.search import Forecast
-from qlearn.lm.worlds import UNREADABLE, Post, World, as_text
-from qlearn.train.ppo import PPOConfig
-
-DPO_BETAS = {"dpo_low": 0.1, "dpo": 0.5, "dpo_high": 2.0}
-DECODERS = {
-    "sample": Decoding(),
-    "top50": Decoding(top_k=50),  # what `generate` does where nothing is said
-    "cold": Decoding(temperature=0.25),
-    "greedy": Decoding(decoder="greedy"),
-    **{f"beam{n}": Decoding(decoder="beam", beams=n) for n in WIDTHS},
-    **{f"beam{n}_mean": Decoding(decoder="beam", beams=n, length_penalty=1.0) for n in WIDTHS},
-}  # fmt: skip
-# Eq. 12 with the world's exact V in place of a trained policy; the reference writes.
-GUIDED = {
-    "guided1": Decoding(decoder="guided", beams=1, beta=DPO_BETAS["dpo"]),
-    "guided5": Decoding(decoder="guided", beams=5, beta=DPO_BETAS["dpo"]),
-}
-
-N_SAMPLES = 2  # posts whose lines are printed beside the numbers
-
-# (seed, the reference's folder): trains a policy or finds it trained; its folder
-Trainer = Callable[[int, str], str]
+from qlearn.lm.models import check_same_vocabulary, load_model, load_tokenizer
+from qlearn.lm.search import Forecast, implied_forecast
+from qlearn.lm.worlds import UNREADABLE, WORLDS, Post, World
+from qlearn.options import option, required
+from qlearn.train.engine import choose_device
 
 
-def dpo_policy(seed: int, reference: str, beta: float) -> str:
-    """DPO as in the recipe tiny-dpo, at another β; the pairs are the same for every β."""
-    return runs.dpo_run(seed, reference, beta=beta)
+@dataclass(frozen=True, kw_only=True)
+class SearchConfig(Decoding):
+    """Settings of `qlearn search`: those of `Decoding`, and these."""
+
+    policy: str = required("the model that writes: a directory or hub id")
+    data: str = required(
+        "a .jsonl or .parquet file (or hub id) with a prompt column, or an embedded world "
+        f"({', '.join(WORLDS)})"
+    )
+    output: str = option("answers.jsonl", "where the responses go; an older file is replaced")
+    max_prompts: int = option(16, "how many prompts are answered")
+    seed: int = option(0, "of sampling, and of an embedded world's posts")
+    reference: str | None = option(None, "adds log_ratio, log π/π_ref of this model, to each line")
+    guide: str | None = option(
+        None,
+        "guided, mcts: a preference-trained model whose logits tell reward and value, the policy "
+        "being its reference; default in an embedded world: the exact truth",
+    )
+    tuned: str | None = option(None, "proxy tuning: a small tuned model; needs untuned")
+    untuned: str | None = option(None, "proxy tuning: the model that it was tuned from")
+    alpha: float = option(1.0, "proxy tuning: the exponent of tuned over untuned")
+    tokenizer: str | None = option(None, "default: the policy's own")
+    device: str = option("auto", "where to compute: auto, cpu, cuda or mps")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.max_prompts < 1:
+            raise InputError(f"max_prompts must be at least 1, not {self.max_prompts}.")
+        if (self.tuned is None) != (self.untuned is None):
+            raise InputError("Pass both --tuned and --untuned, or neither.")
 
 
-# Every policy of the grid beside the reference: how it is trained, and its β.
-POLICIES: dict[str, tuple[Trainer, float]] = {
-    name: (partial(dpo_policy, beta=beta), beta) for name, beta in DPO_BETAS.items()
-} | {"ppo": (runs.ppo_run, recipes.read("tiny-ppo", PPOConfig)["beta"])}
+def run(config: SearchConfig) -> None:
+    """Writes one JSON object a prompt, with their means on the screen.
+
+    Keys: prompt, text, length (tokens), ended, score (see `Decoded`), logp (Σ log π in nats);
+    log_ratio with a reference; reward in an embedded world.
+    """
+    tokenizer = load_tokenizer(config.tokenizer or config.policy)
+    policy = load_policy(config, tokenizer)
+    prompts, posts = load_prompts(config)
+    forecast = load_forecast(config, policy, posts, tokenizer)
+    found = decode(policy, tokenizer, prompts, config, seed=config.seed, forecast=forecast)
+    rows, n = [(d.prompt, d.tokens) for d in found], len(tokenizer)
+    columns = {
+        "prompt": prompts,
+        "text": [d.text for d in found],
+        "length": [len(d.tokens) for d in found],
+        "ended": [d.ended for d in found],
+        "score": [d.score for d in found],
+        "logp": response_logps(policy, rows, n).tolist(),
+    }
+    if config.reference:
+        reference = _load(config.reference, config, tokenizer, like=policy)
+        ref_logp = response_logps(reference, rows, n).tolist()
+        columns["log_ratio"] = [p - r for p, r in zip(columns["logp"], ref_logp, strict=True)]
+    if posts:
+        columns["reward"] = [
+            World(config.data).reward(post, tokenizer.convert_ids_to_tokens(d.tokens))
+            for post, d in zip(posts, found, strict=True)
+        ]
+    write(config.output, columns)
+    means = ((name, fmean(x)) for name, x in columns.items() if name not in ("prompt", "text"))
+    print(f"{len(found)} responses by {config.decoder}, means: "
+          + ", ".join(f"{name} {mean:.3f}" for name, mean in means))  # fmt: skip
+    print(f"written to {config.output}")
+
+
+def load_prompts(config: SearchConfig) -> tuple[list[str], list[Post]]:
+    """The prompts, and their posts where they are an embedded world's."""
+    if config.data in WORLDS:
+        posts = World(config.data).posts(config.max_prompts, f"search {config.seed}")
+        return [post.prompt for post in posts], posts
+    rows = read_rows(config.data, ("prompt",))[: config.max_prompts]
+    for number, row in rows:
+        if not (isinstance(row, dict) and isinstance(row.get("prompt"), str) and row["prompt"]):
+            raise InputError(f"{config.data}, row {number}: the prompt is missing or not text.")
+    return [row["prompt"] for _, row in rows], []
+
+
+def load_policy(config: SearchConfig, tokenizer: PreTrainedTokenizerBase) -> Policy:
+    """The model that writes, tilted by a small pair where one is given."""
+    policy = _load(config.policy, config, tokenizer)
+    if config.tuned is None:
+        return policy
+    tuned = _load(config.tuned, config, tokenizer, like=policy)
+    same = config.untuned == config.policy
+    untuned = policy if same else _load(config.untuned, config, tokenizer, like=policy)
+    return tilted(policy, tuned, untuned, config.alpha)
+
+
+def load_forecast(
+    config: SearchConfig, policy: Policy, posts: list[Post], tokenizer: PreTrainedTokenizerBase
+) -> Forecast | None:
+    """What guided search and tree search believe, or None for decoders that believe nothing."""
+    if config.decoder not in ("guided", "mcts"):
+        if config.guide:
+            raise InputError(f"The decoder {config.decoder} does not read --guide.")
+        return None
+    if config.guide:
+        if config.tuned:
+            raise InputError("A guide needs one model as its reference; leave out --tuned.")
+        guide = _load(config.guide, config, tokenizer, like=policy)
+        return implied_forecast(
+            guide, policy, config.beta, tokenizer.eos_token_id, len(tokenizer), config.batch_size
+        )
+    if not posts:
+        raise InputError(f"The decoder {config.decoder} needs --guide outside an embedded world.")
+    return exact_forecast(World(config.data), posts, tokenizer, config.beta)
 
 
 def exact_forecast(
@@ -103,135 +175,18 @@ def exact_forecast(
     return forecast
 
 
-def judge(world: World, post: Post, found: Decoded, tokenizer) -> tuple[float, bool]:
-    """(true reward, whether writers could have written it) of a decoded line."""
-    words = tokenizer.convert_ids_to_tokens(found.tokens)
-    return world.reward(post, words), world.parse(post, words) is not None
+def write(path: str, columns: dict[str, list]) -> None:
+    """One JSON object a row. Raises InputError where the file cannot be written."""
+    try:
+        with open(path, "w", encoding="utf-8") as file:
+            for values in zip(*columns.values(), strict=True):
+                print(json.dumps(dict(zip(columns, values, strict=True))), file=file)
+    except OSError as error:
+        raise InputError(f"Cannot write {path}: {error.strerror}.") from error
 
 
-def cell(
-    world: World, posts: Sequence[Post], rivals: Sequence[float], found: Sequence[Decoded],
-    policy: Policy, reference: Policy, tokenizer, beta: float, how: Decoding,
-) -> dict[str, np.ndarray]:  # fmt: skip
-    """What one decoder gave on each post, (N,) each: rivals are the rewards of the writers' lines.
-
-    reward and win (1, ½, 0) by the true judge; length in tokens; logp = Σ log π and ref_logp in
-    nats; implicit = Σ β log π/π_ref; unreadable and unended are 0 or 1. objective is what the line
-    adds to J: reward − β log(q/π_ref), where q = π for plain samples and 1 for the one line that a
-    decoder without chance always gives.
-    """
-    rows = [(d.prompt, d.tokens) for d in found]
-    logp, ref_logp = (response_logps(m, rows, len(tokenizer)) for m in (policy, reference))
-    judged = [judge(world, post, d, tokenizer) for post, d in zip(posts, found, strict=True)]
-    reward = np.array([r for r, _ in judged])
-    columns = {
-        "reward": reward,
-        "win": (np.sign(np.round(reward - np.array(rivals), 9)) + 1) / 2,
-        "length": np.array([len(d.tokens) for d in found], dtype=float),
-        "logp": logp.double().numpy(),
-        "ref_logp": ref_logp.double().numpy(),
-        "implicit": implicit_reward(logp, ref_logp, beta).double().numpy(),
-        "unreadable": np.array([not readable for _, readable in judged], dtype=float),
-        "unended": np.array([not d.ended for d in found], dtype=float),
-    }
-    if how.decoder != "sample":
-        columns["objective"] = reward + beta * columns["ref_logp"]
-    elif how.temperature == 1 and how.top_k is None:
-        columns["objective"] = reward - columns["implicit"]
-    return columns
-
-
-def run_model(
-    seed_and_name: tuple[int, str],
-    policies: Mapping[str, tuple[Trainer, float]] = POLICIES,
-    n_posts: int = 256,
-) -> dict[str, tuple[dict[str, np.ndarray], list[str]]]:
-    """{decoder: (`cell`, its first lines)} of one seed's model, "sft" or one of `policies`."""
-    seed, name = seed_and_name
-    world, folder = World(), runs.sft_run(seed)
-    tokenizer = load_tokenizer(folder)
-    reference = policy = load_model(folder, tokenizer)
-    beta = DPO_BETAS["dpo"]
-    if name != "sft":
-        trainer, beta = policies[name]
-        policy = load_model(trainer(seed, folder), tokenizer)
-    posts, _, rivals = held_out(world, seed, n_posts)
-    forecast = exact_forecast(world, posts, tokenizer, DPO_BETAS["dpo"])
-    result = {}
-    for decoder, how in (DECODERS | (GUIDED if name == "sft" else {})).items():
-        found = decode(
-            policy, tokenizer, [post.prompt for post in posts],
-            replace(how, max_new_tokens=world.longest + 4), seed=seed, forecast=forecast,
-        )  # fmt: skip
-        columns = cell(world, posts, rivals, found, policy, reference, tokenizer, beta, how)
-        lines = [
-            f"{reward:+.1f} {d.text.strip()}"
-            for reward, d in zip(columns["reward"][:N_SAMPLES], found, strict=False)
-        ]
-        result[decoder] = columns, lines
-    return result
-
-
-def held_out(world: World, seed: int, n: int) -> tuple[list[Post], list[str], list[float]]:
-    """`n` posts of no training run, with one writer's line for each and its true reward."""
-    posts, rng = world.posts(n, f"held out {seed}"), Random(f"rivals {seed}")
-    lines = [world.write(post, rng) for post in posts]
-    rewards = [world.reward(post, line) for post, line in zip(posts, lines, strict=True)]
-    return posts, [as_text(line).strip() for line in lines], rewards
-
-
-def exact_truth(world: World, beta: float) -> dict[str, float]:
-    """F3 in the world itself: what sampling from π* is worth, and what its best single line is."""
-    tree, _ = world.graph
-    reward = world.field(lambda edge: edge.reward, 0.0)
-    solved = world.solve(beta)
-    return {
-        "beta": beta,
-        "value": solved.value[0].item(),
-        "objective_of_mode": best_objective(tree, reward, world.log_ref, beta)[0].item(),
-        "sampled_reward": expected_return(tree, solved.logp, reward)[0].item(),
-    }
-
-
-def run(
-    seeds: Sequence[int],
-    policies: Mapping[str, tuple[Trainer, float]] = POLICIES,
-    n_posts: int = 256,
-) -> dict:
-    """The results file `tiny_search`. `policies` may hold further ones: {name: (trainer, β)}."""
-    runs.each_seed(runs.sft_run, seeds)
-    names = ["sft", *policies]
-    tasks = [(seed, name) for seed in seeds for name in names]
-    found = runs.each_seed(partial(run_model, policies=policies, n_posts=n_posts), tasks)
-    by_task = dict(zip(tasks, found, strict=True))
-    cells = {name: _pooled([by_task[seed, name] for seed in seeds]) for name in names}
-    which = np.repeat(np.array(seeds), n_posts)
-    means = [
-        {name: {d: {k: float(x.mean()) for k, x in columns.items()}
-                for d, (columns, _) in by_task[seed, name].items()} for name in names}
-        for seed in seeds
-    ]  # fmt: skip
-    posts, lines, rewards = held_out(World(), seeds[0], N_SAMPLES)
-    betas = {name: beta for name, (_, beta) in policies.items()}
-    return {
-        "seeds": list(seeds),
-        "posts_per_seed": n_posts,
-        "betas": betas,
-        "exact": {name: exact_truth(World(), beta) for name, beta in betas.items()},
-        "mean": summarise(means),
-        "contrasts": contrasts(cells, which),
-        "over_optimisation": over_optimisation(cells, which),
-        "samples": [
-            {"post": posts[i].prompt, "writer": f"{rewards[i]:+.1f} {lines[i]}"}
-            | {name: {d: x[i] for d, (_, x) in by_task[seeds[0], name].items()} for name in names}
-            for i in range(N_SAMPLES)
-        ],
-    }
-
-
-def _pooled(found: Sequence[dict]) -> dict[str, dict[str, np.ndarray]]:
-    """The columns of several seeds end to end, for each decoder."""
-    return {
-        decoder: {k: np.concatenate([x[decoder][0][k] for x in found]) for k in columns}
-        for decoder, (columns, _) in found[0].items()
-    }
+def _load(name: str, config: SearchConfig, tokenizer, like: Policy | None = None):
+    model = load_model(name, tokenizer).to(choose_device(config.device))
+    if like is not None:
+        check_same_vocabulary(parts(like)[0][0], model)
+    return model

@@ -11,17 +11,18 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-# file: (module with `run(seeds)`, or module:function, seeds)
+# file: (module with `run(seeds)`, or module:function, seeds). The one with the longest runs and the
+# fewest seeds comes early, so that no worker is idle at the end.
 MEASUREMENTS = {
-    "tiny_dpo": ("qlearn.findings.slot_world", range(5)),
-    "tiny_credit": ("qlearn.findings.credit_study", range(5)),
-    "tiny_credit_second": ("qlearn.findings.credit_study:run_second", range(5)),
-    "tiny_likelihood": ("qlearn.findings.displacement", range(5)),
-    "tiny_rlhf": ("qlearn.findings.rlhf", range(5)),
-    "tiny_rlhf_first": ("qlearn.findings.rlhf:run_first", range(5)),
-    "tiny_search": ("qlearn.findings.search", range(5)),
-    "proxy_map": ("qlearn.findings.proxy", range(20)),
-    "tiny_proxy": ("qlearn.findings.borrowed", range(3)),
+    "tiny_dpo": ("qlearn.studies.slot_world", range(5)),
+    "tiny_proxy": ("qlearn.studies.proxy", range(3)),
+    "tiny_credit": ("qlearn.studies.credit", range(5)),
+    "tiny_credit_second": ("qlearn.studies.credit:run_second", range(5)),
+    "tiny_likelihood": ("qlearn.studies.displacement", range(5)),
+    "tiny_rlhf": ("qlearn.studies.rlhf", range(5)),
+    "tiny_rlhf_first": ("qlearn.studies.rlhf:run_first", range(5)),
+    "tiny_search": ("qlearn.studies.search", range(5)),
+    "proxy_map": ("qlearn.studies.exactness", range(20)),
 }
 
 

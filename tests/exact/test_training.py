@@ -143,7 +143,7 @@ def test_claim_ppo_leaves_a_token_alone_once_it_went_far_enough(advantage):
 def test_eq_09_population_dpo_with_two_prompts(beta):
     """D2 by the library's own trainer: two prompts, from random logits, KL(π* ‖ π) < 1e-8.
 
-    `eq-population-loss`
+    `thm-dpo-optimum`, `eq-population-loss`
     """
     for seed in range(5):
         tree, reward, log_ref = small_problem(seed, n_prompts=2)

@@ -5,8 +5,8 @@ import torch
 
 from qlearn.findings.credit import Credit, agreement, one_step_map, token_credit
 from qlearn.findings.likelihood import log_ratio_and_kl
-from qlearn.findings.slot_world import summarise
 from qlearn.lm.models import load_model
+from qlearn.studies.slot_world import summarise
 from qlearn.train import dpo
 
 ROWS = [([5, 6, 7], [8, 9, 0]), ([4], [10, 11, 12, 0]), ([3, 2], [1])]

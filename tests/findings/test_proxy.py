@@ -1,14 +1,14 @@
-"""Borrowed advantages: the mixture of language models, and the map of its exactness."""
+"""Borrowed advantages: the mixture of language models, and how far it is from its aim."""
 
 import pytest
 import torch
 
 from qlearn.errors import InputError
 from qlearn.exact import soft
-from qlearn.findings import borrowed, proxy
+from qlearn.findings import proxy
 from qlearn.lm.cursor import Cursor
 from qlearn.lm.models import load_model
-from qlearn.lm.worlds import SlotWorld
+from qlearn.studies import exactness
 
 
 def test_eq_14_one_formula_for_eft_proxy_tuning_and_dera(model, other, tokenizer):
@@ -41,13 +41,13 @@ def test_claim_the_gap_is_nought_where_theory_says_so_and_only_there(alpha):
     The corners of `thm-when-exact`.
     """
     for seed in range(5):
-        tree, reward, untuned, other = proxy.random_problem(3, seed)
+        tree, reward, untuned, other = exactness.random_problem(3, seed)
         same = proxy.gap(tree, reward, untuned, untuned, 0.5, alpha)[0]
         apart = proxy.gap(tree, reward, other, untuned, 0.5, alpha)[0]
         assert same < 1e-12 if alpha in (0.0, 1.0) else same > 1e-2
         assert apart < 1e-12 if alpha == 0 else apart > 1e-2
-        assert proxy.gap(*_given(proxy.additive_problem(3, seed)), 0.5, alpha)[0] < 1e-12
-        assert proxy.gap(*_given(proxy.random_problem(1, seed)), 0.5, alpha)[0] < 1e-12
+        assert proxy.gap(*_given(exactness.additive_problem(3, seed)), 0.5, alpha)[0] < 1e-12
+        assert proxy.gap(*_given(exactness.random_problem(1, seed)), 0.5, alpha)[0] < 1e-12
 
 
 def _given(problem):
@@ -62,7 +62,7 @@ def test_claim_mixing_misses_the_normalisers_of_its_states(alpha):
     π° by enumeration, Z from probabilities; the last level is exact; the sign of log Z for DeRa.
     """
     for seed in range(5):
-        tree, reward, untuned, other = proxy.random_problem(3, seed)
+        tree, reward, untuned, other = exactness.random_problem(3, seed)
         tuned = soft.soft_backup(tree, reward, untuned, 0.5).logp
         for base in (untuned, other):
             mixed = proxy.mix(base, tuned, untuned, alpha)
@@ -86,7 +86,7 @@ def test_claim_mixing_misses_the_normalisers_of_its_states(alpha):
 
 def test_claim_the_gap_agrees_with_enumeration():
     """Both numbers from response probabilities alone, on one tree."""
-    tree, reward, untuned, base = proxy.random_problem(3, 7)
+    tree, reward, untuned, base = exactness.random_problem(3, 7)
     tuned = soft.soft_backup(tree, reward, untuned, 0.5).logp
     mixed = [
         (b + 2 * (t - u)).log_softmax(-1) for b, t, u in zip(base, tuned, untuned, strict=True)
@@ -96,23 +96,3 @@ def test_claim_the_gap_agrees_with_enumeration():
     worst, kl = proxy.gap(tree, reward, base, untuned, 0.5, 2.0)
     assert abs(worst - (log_mix - log_exact).abs().max().item()) < 1e-10
     assert abs(kl - (log_exact.exp() * (log_exact - log_mix)).sum().item()) < 1e-10
-
-
-def test_claim_dera_in_the_slot_world_loses_the_kl_it_misses():
-    """J of the mix at β/α is V* less β/α · KL(mix ‖ exact): at most V*, and V* itself at α = 1."""
-    found = proxy.slot_world_dera(SlotWorld())
-    for alpha, row in found.items():
-        assert row["mixed_objective"] <= row["value"] + 1e-10
-        assert row["kl"] > 1e-3 or alpha == "1"
-    assert abs(found["1"]["mixed_objective"] - found["1"]["value"]) < 1e-10
-    assert found["4"]["value"] - found["4"]["mixed_objective"] > 0.01
-
-
-def test_claim_a_measure_prices_the_distance_from_its_base(model, other, tokenizer, monkeypatch):
-    """The base is at no distance from itself; another policy pays β per nat of its samples."""
-    monkeypatch.setattr(borrowed, "N_POSTS", 6)
-    own = borrowed.measure(model, model, tokenizer, 0.5, seed=0)["sample"]
-    assert own["kl"] == 0.0 and own["objective"] == own["reward"]
-    apart = borrowed.measure(model, other, tokenizer, 0.5, seed=0)["sample"]
-    assert apart["reward"] == own["reward"] and apart["kl"] > 0.1
-    assert abs(apart["objective"] - (apart["reward"] - 0.5 * apart["kl"])) < 1e-6

@@ -1,178 +1,118 @@
-"""The grid of decoders: the exact forecast, what a cell holds, and contrasts with known answers."""
+"""`qlearn search` as a newcomer meets it: every decoder, a file or a world, wrong input."""
 
 import json
-import random
-from dataclasses import replace
 
-import numpy as np
 import pytest
-import torch
 
-from qlearn.findings import contrasts as grid
-from qlearn.findings import search
-from qlearn.findings.search import DECODERS, cell, exact_forecast, exact_truth, judge
-from qlearn.lm.decode import Decoded, Decoding, decode
+from qlearn import cli
 from qlearn.lm.models import load_model
-from qlearn.lm.worlds import UNREADABLE, SlotWorld
 
-BETA = 0.5
-
-
-@pytest.mark.parametrize("variant", ["slots", "delayed", "xor"])
-def test_claim_the_exact_forecast_is_reward_so_far_and_value(tokenizer, variant):
-    """On every prefix of written lines, against `explain`; V*(s₀) at the prompt, R at the end."""
-    world, rng = SlotWorld(variant), random.Random(0)
-    posts = world.posts(5, "forecast")
-    forecast = exact_forecast(world, posts, tokenizer, BETA)
-    for post in posts:
-        words = world.write(post, rng)
-        ids = tokenizer.convert_tokens_to_ids(words)
-        prompt = tokenizer(post.prompt).input_ids
-        found = forecast([(prompt, ids[:n]) for n in range(len(ids) + 1)]).tolist()
-        truth, earned = world.explain(post, words, BETA), 0.0
-        for row, worth in zip(truth, found, strict=False):
-            assert abs(worth - (earned + row["value"])) < 1e-5
-            earned += row["reward"]
-        assert abs(found[-1] - world.reward(post, words)) < 1e-5
-        assert abs(found[0] - exact_truth(world, BETA)["value"]) < 1e-5
-        wrong = [*ids[:3], ids[0]]
-        so_far = sum(row["reward"] for row in truth[:3])
-        assert abs(forecast([(prompt, wrong)]).item() - (so_far + UNREADABLE)) < 1e-5
+DECODERS = {
+    "sample": ["--temperature", "0.7", "--top-k", "20"],
+    "greedy": [],
+    "beam": ["--beams", "3", "--length-penalty", "1"],
+    "guided": ["--beams", "2", "--candidates", "4", "--beta", "0.5"],
+    "mcts": ["--simulations", "2", "--candidates", "3", "--beta", "0.5"],
+}
 
 
-def test_claim_sampling_beats_the_mode_on_the_objective_exactly():
-    """F3 in the slot world: no single line is worth what sampling from π* is worth."""
-    for beta in (0.1, 0.5, 2.0):
-        truth = exact_truth(SlotWorld(), beta)
-        assert truth["objective_of_mode"] < truth["value"] - 10 * beta
+@pytest.fixture(scope="module")
+def models(tmp_path_factory, tokenizer):
+    folder = tmp_path_factory.mktemp("models")
+    for name, seed in (("policy", 1), ("reference", 2)):
+        load_model("tiny", tokenizer, seed).save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
+    return folder
 
 
-def test_claim_a_cell_accounts_for_every_line(model, other, tokenizer):
-    world = SlotWorld()
-    posts = world.posts(8, "cell")
-    rng, how = random.Random(1), Decoding(max_new_tokens=20)
-    rivals = [0.5] * 8
-    found = decode(model, tokenizer, [post.prompt for post in posts], how)
-    for i in range(4):  # and four lines that writers could write
-        words = world.write(posts[i], rng)
-        tokens = tokenizer.convert_tokens_to_ids(words)
-        found[i] = Decoded("", found[i].prompt, tokens, 0.0, ended=True)
-    found[3] = found[3]._replace(tokens=found[3].tokens[:-1], ended=False)  # cut before its end
-    columns = cell(world, posts, rivals, found, model, other, tokenizer, BETA, how)
-    assert columns["unreadable"].tolist() == [0, 0, 0, 1, 1, 1, 1, 1]
-    assert columns["unended"][3] == 1 and columns["length"].tolist() == [
-        len(d.tokens) for d in found
-    ]
-    for i, (post, d) in enumerate(zip(posts, found, strict=True)):
-        reward, _ = judge(world, post, d, tokenizer)
-        assert columns["reward"][i] == reward
-        assert columns["win"][i] == (1 if reward > 0.5 else 0.5 if reward == 0.5 else 0)
-    ratio = columns["logp"] - columns["ref_logp"]
-    assert np.abs(columns["implicit"] - BETA * ratio).max() < 1e-4
-    assert np.abs(columns["objective"] - (columns["reward"] - columns["implicit"])).max() < 1e-9
-    fixed = cell(world, posts, rivals, found, model, other, tokenizer, BETA, DECODERS["greedy"])
-    expected = columns["reward"] + BETA * columns["ref_logp"]
-    assert np.abs(fixed["objective"] - expected).max() < 1e-9
-    cold = cell(world, posts, rivals, found, model, other, tokenizer, BETA, DECODERS["cold"])
-    assert "objective" not in cold
+@pytest.fixture
+def search(models, tmp_path, capsys):
+    def run(*argv):
+        base = ["search", "--policy", models / "policy", "--output", tmp_path / "a.jsonl"]
+        try:
+            code = cli.main([str(x) for x in [*base, "--max-new-tokens", "5", *argv]])
+        except SystemExit as stop:
+            code = stop.code
+        out, err = capsys.readouterr()
+        if code:
+            return code, err
+        text = (tmp_path / "a.jsonl").read_text(encoding="utf-8")
+        return out, [json.loads(line) for line in text.splitlines()]
+
+    return run
 
 
-def columns(reward, length=None):
-    reward = np.asarray(reward, dtype=float)
-    length = np.zeros(len(reward)) if length is None else np.asarray(length, dtype=float)
-    return {"reward": reward, "length": length, "win": (np.sign(reward) + 1) / 2}
-
-
-def test_claim_length_control_finds_the_effect_beside_length():
-    """Reward rises by 0.3 a token; of the gain of 1.2, 0.6 is two tokens' worth of length."""
-    rng = np.random.default_rng(0)
-    length = 2 + rng.normal(size=2000)
-    reward = 0.6 + 0.3 * length + 0.1 * rng.normal(size=2000)
-    found = grid.at_equal_length(reward, length)
-    assert found["low"] < 0.6 < found["high"] and abs(found["slope"] - 0.3) < 0.02
-    assert found["high"] - found["low"] < 0.05
-    plain = grid.at_equal_length(np.array([1.0, 2.0, 3.0]), np.full(3, 4.0))
-    assert plain["effect"] == 2.0 and plain["slope"] == 0.0
-
-
-def test_claim_contrasts_have_their_known_answers():
-    seeds = np.repeat([0, 1], 50)
-    worse = columns(np.tile([-1.0, 1.0], 50), np.full(100, 9.0))
-    better = columns(np.ones(100), np.full(100, 10.0))
-    found = grid.contrast(better, worse, seeds)
-    assert found["win"]["mean"] == 0.5 and found["reward"]["mean"] == 1.0
-    assert found["length"]["mean"] == 1.0 and found["seeds"]["win"]["mean"] == 0.5
-    assert found["win"]["low"] > 0.35 and abs(found["p_value"] - 2 * 0.5**50) < 1e-20
-    same = grid.contrast(worse, worse, seeds)
-    assert same["p_value"] == 1.0 and same["win"] == {"mean": 0.0, "low": 0.0, "high": 0.0}
-    model, control = ({"a": better, "b": worse}, {"a": worse, "b": better})
-    gained = grid.gain_contrast(model, control, "a", "b")
-    assert gained["win"]["mean"] == 1.0 and gained["p_value"] < 1e-6
-    assert grid.gain_contrast(model, model, "a", "b")["p_value"] == 1.0
-
-
-def test_claim_over_optimisation_is_seen_where_it_is_planted():
-    """Implicit reward up, true reward up and then down: a negative curve for the true one only."""
-    seeds = np.repeat([0, 1, 2], 10)
-    widths = [1, *grid.WIDTHS]
-    model = {}
-    for n in widths:
-        x = np.log2(n)
-        c = columns(np.full(30, -((x - 2) ** 2))) | {"implicit": np.full(30, x) + 0.01 * seeds}
-        model.update({"greedy": c} if n == 1 else {f"beam{n}": c, f"beam{n}_mean": c})
-    found = grid.over_optimisation({"dpo": model}, seeds)["dpo"]
-    assert found["implicit_change"]["mean"] > 4 and found["reward_curve"]["high"] < -0.9
-    assert abs(found["implicit_curve"]["mean"]) < 1e-9 and found["reward_change"]["mean"] < 0
-
-
-def test_claim_all_p_values_are_adjusted_together():
-    rng = np.random.default_rng(0)
-    seeds = np.repeat([0, 1], 40)
-    names = {name for pair in grid.PAIRS for name in pair}
-    cells = {m: {d: columns(rng.normal(size=80)) for d in names} for m in ("sft", "dpo")}
-    found = grid.contrasts(cells, seeds)
-    assert len(found) == 2 * len(grid.PAIRS) + 2
-    assert all(x["p_holm"] >= x["p_value"] for x in found.values())
-    least = min(found.values(), key=lambda x: x["p_value"])
-    assert abs(least["p_holm"] - min(1, least["p_value"] * len(found))) < 1e-12
-
-
-def test_claim_the_grid_takes_further_policies(monkeypatch, tmp_path, tokenizer):
-    """The results file's shape, with untrained models where trained ones would be."""
-    for name, seed in (("sft", 1), ("rlhf", 2)):
-        load_model("tiny", tokenizer, seed).save_pretrained(tmp_path / name)
-        tokenizer.save_pretrained(tmp_path / name)
-
-    def short(policy, tokenizer, prompts, how, **rest):
-        how = replace(how, max_new_tokens=3, beams=min(how.beams, 2))
-        return decode(policy, tokenizer, prompts, how, **rest)
-
-    monkeypatch.setattr(search, "decode", short)
-    monkeypatch.setattr(search.runs, "sft_run", lambda seed: str(tmp_path / "sft"))
-    monkeypatch.setattr(search.runs, "each_seed", lambda f, xs: [f(x) for x in xs])
-    policies = {"rlhf": (lambda seed, reference: reference.replace("sft", "rlhf"), 0.3)}
-    found = search.run([0, 1], policies, n_posts=3)
-    assert found["betas"] == {"rlhf": 0.3} and found["posts_per_seed"] == 3
-    assert set(found["mean"]["rlhf"]) == set(DECODERS)
-    assert set(found["mean"]["sft"]) == {*DECODERS, "guided1", "guided5"}
-    assert found["mean"]["sft"]["sample"]["implicit"]["mean"] == 0.0
-    assert abs(found["mean"]["rlhf"]["sample"]["implicit"]["mean"]) > 0.1
-    assert "rlhf_over_sft_beam5_over_greedy" in found["contrasts"]
-    first = found["samples"][0]
-    assert first["post"].startswith("SUBREDDIT") and set(first["rlhf"]) == set(DECODERS)
-    quoted = json.loads(json.dumps(found, allow_nan=False))  # plain numbers only
-    assert not any("." in key or ":" in key for key in quoted["contrasts"])
-
-
-def test_claim_guided_search_reaches_the_best_lines_on_a_writer(tokenizer, other):
-    """An untrained model that proposes every word, guided by the exact value, writes true lines."""
-    world = SlotWorld()
-    posts = world.posts(3, "guided")
-    how = Decoding(decoder="guided", beams=2, candidates=224, beta=0.02, max_new_tokens=23)
-    found = decode(
-        other, tokenizer, [post.prompt for post in posts], how,
-        forecast=exact_forecast(world, posts, tokenizer, 0.02),
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_claim_every_decoder_answers_an_embedded_world(search, models, decoder):
+    out, rows = search(
+        "--data", "slots", "--max-prompts", "2", "--decoder", decoder, *DECODERS[decoder],
+        "--reference", models / "reference",
     )  # fmt: skip
-    assert [round(judge(world, p, d, tokenizer)[0], 6) for p, d in zip(posts, found, strict=True)] \
-        == [2.3] * 3  # fmt: skip
-    assert torch.isfinite(torch.tensor([d.score for d in found])).all()
+    assert len(rows) == 2 and f"2 responses by {decoder}" in out
+    for row in rows:
+        assert row["prompt"].startswith("SUBREDDIT") and row["logp"] < 0 and row["length"] <= 5
+        assert {"text", "ended", "score", "log_ratio", "reward"} < set(row)
+    if decoder in ("sample", "greedy"):
+        assert abs(rows[0]["score"] - rows[0]["logp"]) < 1e-4
+
+
+def test_claim_prompts_of_a_file_are_answered_in_order(search, write_jsonl):
+    prompts = ["POST:", "TITLE: Is this a fair offer?", "POST: I am a nurse."]
+    path = write_jsonl("p.jsonl", [{"prompt": p} for p in prompts])
+    _, rows = search("--data", path, "--decoder", "greedy")
+    assert [row["prompt"] for row in rows] == prompts
+    assert set(rows[0]) == {"prompt", "text", "length", "ended", "score", "logp"}
+    _, one = search("--data", path, "--decoder", "greedy", "--max-prompts", "1")
+    assert [row["text"] for row in one] == [rows[0]["text"]]
+
+
+def test_claim_a_guide_tells_the_value_where_no_truth_is_known(search, models, write_jsonl):
+    """With all tokens as candidates it is a beam on the guide itself (Eq. 13)."""
+    path = write_jsonl("p.jsonl", [{"prompt": "POST:"}])
+    _, guided = search("--data", path, "--decoder", "guided", "--guide", models / "reference",
+                       "--candidates", "224", "--beta", "0.5")  # fmt: skip
+    _, likely = search("--data", path, "--decoder", "greedy", "--policy", models / "reference")
+    assert guided[0]["text"] == likely[0]["text"]
+
+
+def test_claim_a_small_pair_tilts_the_policy(search, models, write_jsonl):
+    """On the untuned model itself with α = 1 it is the tuned one."""
+    path = write_jsonl("p.jsonl", [{"prompt": "POST: I am a nurse."}])
+    pair = ["--tuned", models / "reference", "--untuned", models / "policy"]
+    _, dera = search("--data", path, "--decoder", "greedy", *pair)
+    _, tuned = search("--data", path, "--decoder", "greedy", "--policy", models / "reference")
+    assert dera[0]["text"] == tuned[0]["text"]
+    assert abs(dera[0]["logp"] - tuned[0]["logp"]) < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--decoder", "bean"], "invalid choice: 'bean'"),
+        (["--beams", "3"], "beams is set to 3, but the decoder sample does not read it"),
+        (["--decoder", "beam", "--beams", "999"], "beams is 999, more than the vocabulary's 224"),
+        (["--max-new-tokens", "0"], "max_new_tokens must be at least 1, not 0"),
+        (["--max-prompts", "0"], "max_prompts must be at least 1"),
+        (["--tuned", "x"], "Pass both --tuned and --untuned"),
+        (["--guide", "x"], "The decoder sample does not read --guide"),
+        (["--output", "/nowhere/a.jsonl"], "Cannot write /nowhere/a.jsonl"),
+    ],
+)
+def test_claim_wrong_input_is_one_sentence(search, flags, sentence):
+    code, err = search("--data", "slots", "--max-prompts", "1", *flags)
+    assert code == 2 and sentence in err and "Traceback" not in err
+
+
+def test_claim_models_of_different_vocabularies_are_named(search, tokenizer, tmp_path):
+    load_model("random:pythia-14m", tokenizer).save_pretrained(tmp_path / "wide")
+    tokenizer.save_pretrained(tmp_path / "wide")
+    code, err = search("--data", "slots", "--max-prompts", "1", "--reference", tmp_path / "wide")
+    assert code == 2 and "The policy has 224 tokens and the reference 50304" in err
+
+
+def test_claim_files_without_usable_prompts_are_named(search, write_jsonl):
+    code, err = search("--data", write_jsonl("a.jsonl", [{"prompt": "POST:"}, {"prompt": 3}]))
+    assert code == 2 and "a.jsonl, row 2: the prompt is missing or not text" in err
+    path = write_jsonl("b.jsonl", [{"prompt": "POST:"}])
+    code, err = search("--data", path, "--decoder", "guided")
+    assert code == 2 and "needs --guide outside an embedded world" in err

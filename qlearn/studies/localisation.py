@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from qlearn.findings.slot_world import summarise
 from qlearn.findings.stats import cluster_bootstrap
+from qlearn.studies.slot_world import summarise
 
 
 class Words(NamedTuple):

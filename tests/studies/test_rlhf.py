@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from qlearn.findings import rlhf
 from qlearn.lm.data import Example
+from qlearn.studies import rlhf
 from qlearn.train.rollout import Rollout
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from qlearn.findings import runs
+from qlearn.studies import runs
 from qlearn.train.dpo import DPOConfig
 
 

@@ -15,7 +15,6 @@ from scipy.stats import sem, t
 
 from qlearn import recipes
 from qlearn.exact.soft import expected_return
-from qlearn.findings import runs
 from qlearn.findings.credit import Credit, agreement, token_credit
 from qlearn.findings.likelihood import log_ratio_and_kl
 from qlearn.lm.data import SFT_COLUMNS, as_pairs, encode
@@ -23,6 +22,7 @@ from qlearn.lm.decode import sample
 from qlearn.lm.logprobs import Row
 from qlearn.lm.models import load_model, load_tokenizer
 from qlearn.lm.worlds import Post, SlotWorld, World, as_text, as_words
+from qlearn.studies import runs
 from qlearn.train.dpo import DPOConfig
 
 

@@ -15,14 +15,15 @@ from transformers import GPTNeoXForCausalLM
 
 from qlearn import recipes
 from qlearn.exact.soft import implicit_reward
-from qlearn.findings import runs
-from qlearn.findings.proxy import key, tilted
-from qlearn.findings.search import judge
-from qlearn.findings.slot_world import summarise
+from qlearn.findings.proxy import tilted
 from qlearn.lm.cursor import Policy, response_logps
 from qlearn.lm.decode import Decoding, decode
 from qlearn.lm.models import SHAPES, config_of, load_model, load_tokenizer
 from qlearn.lm.worlds import World
+from qlearn.studies import runs
+from qlearn.studies.exactness import key
+from qlearn.studies.search import judge
+from qlearn.studies.slot_world import summarise
 from qlearn.train import sft
 from qlearn.train.dpo import DPOConfig
 from qlearn.train.sft import SFTConfig

@@ -5,11 +5,11 @@ import torch
 
 from qlearn import results
 from qlearn.exact.soft import expected_return, soft_value_prior
-from qlearn.findings import displacement
-from qlearn.findings.displacement import WORLD, change_by_kind, law_at, return_law, shares
-from qlearn.findings.heat_maps import as_rows
 from qlearn.lm.logprobs import sum_logps
 from qlearn.lm.worlds import WORLDS, World, as_text
+from qlearn.studies import displacement
+from qlearn.studies.displacement import WORLD, change_by_kind, law_at, return_law, shares
+from qlearn.studies.heat_maps import as_rows
 
 
 @pytest.mark.parametrize("name", WORLDS)

@@ -34,11 +34,11 @@ import torch
 from torch import Tensor
 
 from qlearn import recipes
-from qlearn.findings import runs
-from qlearn.findings.slot_world import summarise
 from qlearn.lm.data import encode
 from qlearn.lm.models import load_model, load_tokenizer
 from qlearn.lm.worlds import World
+from qlearn.studies import runs
+from qlearn.studies.slot_world import summarise
 from qlearn.train.ppo import PROMPT_COLUMNS, PPOConfig
 from qlearn.train.rollout import Rollout, Task, respond, world_judge
 

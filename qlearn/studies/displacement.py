@@ -25,16 +25,16 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from qlearn import recipes
 from qlearn.exact.likelihood import sign_law
 from qlearn.exact.soft import soft_value_prior
-from qlearn.findings import one_post, runs
-from qlearn.findings.corruptions import correct_line
 from qlearn.findings.credit import token_credit
-from qlearn.findings.heat_maps import as_rows
-from qlearn.findings.slot_world import mean_log_ratio, summarise
 from qlearn.findings.stats import hodges_lehmann, signed_rank
 from qlearn.lm.decode import sample
 from qlearn.lm.logprobs import sum_logps
 from qlearn.lm.models import load_model, load_tokenizer
 from qlearn.lm.worlds import Post, World, as_text, as_words
+from qlearn.studies import one_post, runs
+from qlearn.studies.corruptions import correct_line
+from qlearn.studies.heat_maps import as_rows
+from qlearn.studies.slot_world import mean_log_ratio, summarise
 from qlearn.train.dpo import DPOConfig
 from qlearn.train.sft import SFTConfig
 

@@ -11,9 +11,9 @@ from pathlib import Path
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from qlearn import recipes
-from qlearn.findings.runs import jsonl
 from qlearn.lm.models import load_model, load_tokenizer
 from qlearn.lm.worlds import Post, World, as_text
+from qlearn.studies.runs import jsonl
 from qlearn.train import dpo, sft
 from qlearn.train.dpo import DPOConfig
 from qlearn.train.sft import SFTConfig

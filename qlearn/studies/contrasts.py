@@ -1,20 +1,25 @@
 """What a grid of decoders says: paired contrasts, the control for length, over-optimisation.
 
 A grid is {model: {decoder: {column: (N,)}}} with the same N posts everywhere; `seeds` (N,) says of
-which training seed each post's models are. `qlearn.findings.search` makes one.
+which training seed each post's models are. `qlearn.studies.search` makes one.
 """
 
 import numpy as np
 from scipy.stats import linregress
 
 from qlearn.findings import stats
-from qlearn.findings.slot_world import summarise
+from qlearn.studies.slot_world import summarise
 
 WIDTHS = (2, 5, 10, 20)
 # (better, worse): named before any run
 PAIRS = (
     ("beam5", "greedy"), ("beam5", "sample"), ("greedy", "sample"),
     ("beam5_mean", "greedy"), ("beam20_mean", "beam5_mean"), ("beam20", "beam5"),
+)  # fmt: skip
+
+# The same for a policy as a verifier; named after the grid above had been seen, before their run.
+VERIFIER_PAIRS = (
+    ("best4", "best1"), ("best16", "best4"), ("best16", "best1"), ("best16", "beam5"),
 )  # fmt: skip
 
 
@@ -77,6 +82,18 @@ def contrasts(cells: dict, seeds: np.ndarray) -> dict:
                 found[key] = gain_contrast(model, cells["sft"], "beam5", worse)
     adjusted = stats.holm({key: x["p_value"] for key, x in found.items()})
     return {key: x | {"p_holm": adjusted[key]} for key, x in found.items()}
+
+
+def verifier(cells: dict, seeds: np.ndarray) -> dict:
+    """Best of n: the SFT model's samples, chosen by each policy's implicit reward.
+
+    H0: more samples to choose from change nothing. A verifier that is over-optimised would take
+    worse lines out of 16 than out of 4. Intervals are single ones, without Holm's adjustment.
+    """
+    return {
+        f"{name}_{better}_over_{worse}": contrast(model[better], model[worse], seeds)
+        for name, model in cells.items() if name != "sft" for better, worse in VERIFIER_PAIRS
+    }  # fmt: skip
 
 
 def over_optimisation(cells: dict, seeds: np.ndarray) -> dict:

@@ -26,11 +26,15 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from qlearn import recipes
-from qlearn.findings import heat_maps, one_post, runs, stats
-from qlearn.findings.corruptions import KINDS, WRONG, Corruption, Stitch, corruptions, stitches
+from qlearn.findings import stats
 from qlearn.findings.credit import Credit, agreement, one_step_map, token_credit
-from qlearn.findings.heat_maps import as_rows
-from qlearn.findings.localisation import (
+from qlearn.lm.logprobs import Row
+from qlearn.lm.models import load_model, load_tokenizer
+from qlearn.lm.worlds import UNREADABLE, Post, World
+from qlearn.studies import heat_maps, one_post, runs
+from qlearn.studies.corruptions import KINDS, WRONG, Corruption, Stitch, corruptions, stitches
+from qlearn.studies.heat_maps import as_rows
+from qlearn.studies.localisation import (
     Words,
     auroc_table,
     first_place,
@@ -38,10 +42,7 @@ from qlearn.findings.localisation import (
     mean_over_seeds,
     wins,
 )
-from qlearn.findings.slot_world import held_out, summarise
-from qlearn.lm.logprobs import Row
-from qlearn.lm.models import load_model, load_tokenizer
-from qlearn.lm.worlds import UNREADABLE, Post, World
+from qlearn.studies.slot_world import held_out, summarise
 from qlearn.train import reward
 from qlearn.train.dpo import DPOConfig
 

@@ -4,7 +4,8 @@ import random
 
 import pytest
 
-from qlearn.findings.corruptions import (
+from qlearn.lm.worlds import UNREADABLE, WORLDS, World, as_words
+from qlearn.studies.corruptions import (
     CONTROLS,
     KINDS,
     WRONG,
@@ -13,7 +14,6 @@ from qlearn.findings.corruptions import (
     edits,
     stitches,
 )
-from qlearn.lm.worlds import UNREADABLE, WORLDS, World, as_words
 
 N = 150
 every = pytest.mark.parametrize("name", WORLDS)

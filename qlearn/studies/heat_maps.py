@@ -15,10 +15,10 @@ from scipy.stats import pearsonr
 from transformers import PreTrainedTokenizerBase
 
 from qlearn.findings.credit import Credit
-from qlearn.findings.slot_world import held_out
 from qlearn.lm.data import SFT_COLUMNS, as_pairs, encode
 from qlearn.lm.logprobs import Row
 from qlearn.lm.worlds import Edge, Post, World, as_text, as_words
+from qlearn.studies.slot_world import held_out
 
 
 def follows(

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from qlearn.findings.credit import Credit
-from qlearn.findings.heat_maps import as_rows, follows, negotiation, places, showcase
 from qlearn.lm.models import load_tokenizer
 from qlearn.lm.worlds import WORLDS, World
+from qlearn.studies.heat_maps import as_rows, follows, negotiation, places, showcase
 
 BETA = 0.5
 

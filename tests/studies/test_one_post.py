@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from qlearn.findings import one_post
 from qlearn.findings.credit import agreement, token_credit
-from qlearn.findings.heat_maps import as_rows
 from qlearn.lm.models import load_model
 from qlearn.lm.worlds import World, as_words
+from qlearn.studies import one_post
+from qlearn.studies.heat_maps import as_rows
 
 WORLD = World()
 

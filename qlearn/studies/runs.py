@@ -132,7 +132,8 @@ def source() -> str:
     """A digest of the library's code up to the training loops: what a run depends on."""
     root = Path(qlearn.__file__).parent
     files = [f for part in ("exact", "lm", "train") for f in (root / part).glob("*.py")]
-    return _digest(*(code(f) for f in sorted([*files, *root.glob("*.py")])))
+    files += [root / name for name in ("errors.py", "losses.py", "options.py")]
+    return _digest(*(code(f) for f in sorted(files)))
 
 
 def code(path: Path) -> str:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from qlearn.findings import stats
-from qlearn.findings.localisation import Words, auroc_table, first_place, wins
+from qlearn.studies.localisation import Words, auroc_table, first_place, wins
 
 
 @pytest.fixture
