@@ -228,7 +228,7 @@ def entry(row: Claim) -> list[str]:
     claim, paper, note = (x.replace("*", r"\*") for x in (row.claim, row.paper, row.note))
     lines = [f"(claim-{row.id})=", f"**{claim}** {{{BADGES[row.verdict]}}}`{row.verdict}`", ""]
     if paper:
-        lines.append(f"- The paper: {paper}.")
+        lines.append(f"- The paper: {paper.removesuffix('.')}.")
     for check, value, ends, met in zip(row.check, row.measured, row.interval, row.met, strict=True):
         asked = re.sub(r"(\w+:\S+)", r"`\1`", check)
         found = f"{value:.3g}" + (f" [{ends[0]:.3g}, {ends[1]:.3g}]" if ends else "")
