@@ -12,6 +12,7 @@ help:  ## list the targets
 
 book: $(READY)  ## set up, execute every chapter, build the site
 	@$(BIN)/python tools/export_notebooks.py
+	@rm -rf _build/html/_modules  # Sphinx would keep the listings of modules that are gone
 	@# After a failed build Sphinx would not look again at the pages that failed: build all of them.
 	@all=$$(test -e $(BUILT) || echo --all); rm -f $(BUILT); \
 		$(BIN)/jupyter-book build book/ -n -W --keep-going $$all
