@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from qlearn.results.__main__ import MEASUREMENTS
+from qlearn.results import __main__ as results_main
 
 ROOT = Path(__file__).resolve().parents[1]
 BOOK = ROOT / "book"
@@ -53,11 +53,11 @@ def test_an_entry_says_whose_claim_it_is_and_why_it_is_not_tested(name, entry):
 def test_every_results_file_has_its_command():
     files = {path.stem: path for path in ledger.FILE.parent.glob("*.json")} | {}
     del files[ledger.FILE.stem]
-    assert set(files) == set(MEASUREMENTS)
+    assert set(files) == set(results_main.MEASUREMENTS)
     for name, path in files.items():
         found = json.loads(path.read_text(encoding="utf-8"))
         assert found["command"] == f"python -m qlearn.results {name}"
-        assert found["seeds"] == list(MEASUREMENTS[name][1])
+        assert found["seeds"] == list(results_main.MEASUREMENTS[name][1])
 
 
 @pytest.fixture
@@ -124,3 +124,10 @@ def test_a_changed_result_changes_the_ledger(planted, monkeypatch, tmp_path):
         [0.39],
     ) and after.verdict == "does not hold"
     assert after.seeds == [3] and after.command == ["python -m qlearn.results sample"]
+
+
+def test_an_unknown_measurement_is_refused_in_a_sentence(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["results", "tiny_dop"])
+    with pytest.raises(SystemExit):
+        results_main.main()
+    assert "no measurement 'tiny_dop'; choose from tiny_dpo, " in capsys.readouterr().err

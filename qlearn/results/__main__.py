@@ -27,10 +27,16 @@ MEASUREMENTS = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("names", nargs="*", choices=[*MEASUREMENTS, []], metavar="NAME")
+    parser = argparse.ArgumentParser(
+        prog="python -m qlearn.results", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(MEASUREMENTS))
+    names = parser.parse_args().names or list(MEASUREMENTS)
+    for name in names:
+        if name not in MEASUREMENTS:
+            parser.error(f"there is no measurement {name!r}; choose from {', '.join(MEASUREMENTS)}")
     os.environ.setdefault("TQDM_DISABLE", "1")
-    first, *others = parser.parse_args().names or MEASUREMENTS
+    first, *others = names
     measure(first)  # alone: the others start from models that it trains
     with ThreadPoolExecutor(2) as threads:
         list(threads.map(measure, others))

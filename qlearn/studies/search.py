@@ -27,7 +27,7 @@ from qlearn.studies.slot_world import summarise
 from qlearn.train.ppo import PPOConfig
 
 DPO_BETAS = {"dpo_low": 0.1, "dpo": 0.5, "dpo_high": 2.0}
-MANY = 512  # texts that go through a model at once; 128 would take half as long again
+MANY = 512  # texts that go through a model at once; with 128 beams take a quarter longer
 DECODERS = {
     "sample": Decoding(),
     "top50": Decoding(top_k=50),  # what `generate` does where nothing is said
