@@ -30,6 +30,19 @@ def other(tokenizer):
 
 
 @pytest.fixture(scope="session")
+def save_models(tokenizer):
+    """save_models(folder, name=seed, ...): tiny models in folder/name, each with its tokenizer."""
+
+    def save(folder, **seeds):
+        for name, seed in seeds.items():
+            load_model("tiny", tokenizer, seed).save_pretrained(folder / name)
+            tokenizer.save_pretrained(folder / name)
+        return folder
+
+    return save
+
+
+@pytest.fixture(scope="session")
 def preference_rows():
     """64 pairs in the embedded world: two lines by the writers, the better one chosen."""
     world = SlotWorld()

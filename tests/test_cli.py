@@ -12,14 +12,9 @@ from qlearn.train.sft import SFTConfig
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory, tokenizer):
+def trained(tmp_path_factory, save_models):
     """Two saved tiny models: a reference, and a policy that brings a qlearn.yaml."""
-    from qlearn.lm.models import load_model
-
-    folder = tmp_path_factory.mktemp("models")
-    for name, seed in (("reference", 1), ("policy", 2)):
-        load_model("tiny", tokenizer, seed).save_pretrained(folder / name)
-        tokenizer.save_pretrained(folder / name)
+    folder = save_models(tmp_path_factory.mktemp("models"), reference=1, policy=2)
     (folder / "policy" / "qlearn.yaml").write_text("beta: 0.25\n")
     return folder
 

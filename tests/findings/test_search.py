@@ -17,12 +17,8 @@ DECODERS = {
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory, tokenizer):
-    folder = tmp_path_factory.mktemp("models")
-    for name, seed in (("policy", 1), ("reference", 2)):
-        load_model("tiny", tokenizer, seed).save_pretrained(folder / name)
-        tokenizer.save_pretrained(folder / name)
-    return folder
+def models(tmp_path_factory, save_models):
+    return save_models(tmp_path_factory.mktemp("models"), policy=1, reference=2)
 
 
 @pytest.fixture

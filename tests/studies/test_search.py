@@ -10,7 +10,6 @@ import torch
 
 from qlearn.findings.search import exact_forecast
 from qlearn.lm.decode import Decoded, Decoding, decode
-from qlearn.lm.models import load_model
 from qlearn.lm.worlds import UNREADABLE, SlotWorld
 from qlearn.studies import contrasts as grid
 from qlearn.studies import search
@@ -144,11 +143,9 @@ def test_claim_all_p_values_are_adjusted_together():
     assert abs(least["p_holm"] - min(1, least["p_value"] * len(found))) < 1e-12
 
 
-def test_claim_the_grid_takes_further_policies(monkeypatch, tmp_path, tokenizer):
+def test_claim_the_grid_takes_further_policies(monkeypatch, tmp_path, save_models):
     """The results file's shape, with untrained models where trained ones would be."""
-    for name, seed in (("sft", 1), ("rlhf", 2)):
-        load_model("tiny", tokenizer, seed).save_pretrained(tmp_path / name)
-        tokenizer.save_pretrained(tmp_path / name)
+    save_models(tmp_path, sft=1, rlhf=2)
 
     def short(policy, tokenizer, prompts, how, **rest):
         how = replace(how, max_new_tokens=3, beams=min(how.beams, 2))
