@@ -16,6 +16,7 @@ X is a number or `FILE:path`, the number there or the centre of the interval the
 """
 
 import re
+from functools import cache
 from typing import NamedTuple
 
 import yaml
@@ -72,8 +73,9 @@ class Claim(NamedTuple):
     note: str
 
 
+@cache
 def written() -> dict[str, dict]:
-    """{id: entry} of book/claims.yml."""
+    """{id: entry} of book/claims.yml, read once for all roles of a build."""
     return yaml.safe_load((BOOK / "claims.yml").read_text(encoding="utf-8"))
 
 

@@ -1,4 +1,7 @@
-"""`qlearn search`: responses of your own model to your own prompts, by any decoder, as JSONL."""
+"""`qlearn search`: responses of your own model to your own prompts, by any decoder, as JSONL.
+
+Where no model guides a search, `exact_forecast` tells the truth of an embedded world (Eq. 12).
+"""
 
 import json
 from collections.abc import Sequence

@@ -126,7 +126,7 @@ def run_model(
         )  # fmt: skip
         columns = cell(world, posts, rivals, found, policy, reference, tokenizer, beta, how)
         result[decoder] = columns, told(columns, found)
-    if name != "sft":
+    if name != "sft":  # and the policy as a verifier of the reference's samples
         most = max(BEST_OF)
         many, against = ([x for x in xs for _ in range(most)] for xs in (posts, rivals))
         how = Decoding(max_new_tokens=world.longest + 4)
