@@ -17,7 +17,8 @@ import time
 import torch
 
 from qlearn.lm.decode import Decoding, decode
-from qlearn.lm.models import load_model, load_tokenizer
+from qlearn.lm.models import load_model
+from qlearn.lm.tokenizers import load_tokenizer
 from qlearn.lm.worlds import SlotWorld
 
 STEPS = 23

@@ -8,7 +8,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach for the hub
 import pytest
 import torch
 
-from qlearn.lm.models import load_model, load_tokenizer
+from qlearn.lm.models import load_model
+from qlearn.lm.tokenizers import load_tokenizer
 from qlearn.lm.worlds import SlotWorld
 
 torch.set_num_threads(2)

@@ -18,8 +18,9 @@ from qlearn.lm.cursor import Policy, parts, response_logps
 from qlearn.lm.data import read_rows
 from qlearn.lm.decode import Decoding, decode
 from qlearn.lm.logprobs import Row
-from qlearn.lm.models import check_same_vocabulary, load_model, load_tokenizer
+from qlearn.lm.models import check_same_vocabulary, load_model
 from qlearn.lm.search import Forecast, implied_forecast
+from qlearn.lm.tokenizers import load_tokenizer
 from qlearn.lm.worlds import UNREADABLE, WORLDS, Post, World
 from qlearn.options import option, required
 from qlearn.train.engine import choose_device

@@ -14,7 +14,7 @@ from qlearn.lm.data import (
     read_rows,
     require_columns,
 )
-from qlearn.lm.models import load_tokenizer
+from qlearn.lm.tokenizers import load_tokenizer
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ import yaml
 from qlearn.errors import InputError
 from qlearn.findings.credit import token_credit
 from qlearn.lm.data import PREFERENCE_COLUMNS, SFT_COLUMNS, boundary_merges, encode, read_rows
-from qlearn.lm.models import check_same_vocabulary, load_model, load_tokenizer
+from qlearn.lm.models import check_same_vocabulary, load_model
+from qlearn.lm.tokenizers import load_tokenizer
 from qlearn.show import inspector
 from qlearn.train.engine import context_length, option, required
 

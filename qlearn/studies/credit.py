@@ -29,7 +29,8 @@ from qlearn import recipes
 from qlearn.findings import stats
 from qlearn.findings.credit import Credit, agreement, one_step_map, token_credit
 from qlearn.lm.logprobs import Row
-from qlearn.lm.models import load_model, load_tokenizer
+from qlearn.lm.models import load_model
+from qlearn.lm.tokenizers import load_tokenizer
 from qlearn.lm.worlds import UNREADABLE, Post, World
 from qlearn.studies import heat_maps, one_post, runs
 from qlearn.studies.corruptions import KINDS, WRONG, Corruption, Stitch, corruptions, stitches

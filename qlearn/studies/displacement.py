@@ -29,7 +29,8 @@ from qlearn.findings.credit import token_credit
 from qlearn.findings.stats import hodges_lehmann, signed_rank
 from qlearn.lm.decode import sample
 from qlearn.lm.logprobs import sum_logps
-from qlearn.lm.models import load_model, load_tokenizer
+from qlearn.lm.models import load_model
+from qlearn.lm.tokenizers import load_tokenizer
 from qlearn.lm.worlds import Post, World, as_text, as_words
 from qlearn.studies import one_post, runs
 from qlearn.studies.corruptions import correct_line

@@ -11,7 +11,8 @@ from pathlib import Path
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from qlearn import recipes
-from qlearn.lm.models import load_model, load_tokenizer
+from qlearn.lm.models import load_model
+from qlearn.lm.tokenizers import load_tokenizer
 from qlearn.lm.worlds import Post, World, as_text
 from qlearn.studies.runs import jsonl
 from qlearn.train import dpo, sft

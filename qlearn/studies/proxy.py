@@ -18,7 +18,8 @@ from qlearn.exact.soft import implicit_reward
 from qlearn.findings.proxy import tilted
 from qlearn.lm.cursor import Policy, response_logps
 from qlearn.lm.decode import Decoding, decode
-from qlearn.lm.models import SHAPES, config_of, load_model, load_tokenizer
+from qlearn.lm.models import SHAPES, config_of, load_model
+from qlearn.lm.tokenizers import load_tokenizer
 from qlearn.lm.worlds import World
 from qlearn.studies import runs
 from qlearn.studies.exactness import key

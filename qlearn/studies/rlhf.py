@@ -35,7 +35,8 @@ from torch import Tensor
 
 from qlearn import recipes
 from qlearn.lm.data import encode
-from qlearn.lm.models import load_model, load_tokenizer
+from qlearn.lm.models import load_model
+from qlearn.lm.tokenizers import load_tokenizer
 from qlearn.lm.worlds import World
 from qlearn.studies import runs
 from qlearn.studies.slot_world import summarise

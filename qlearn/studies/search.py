@@ -19,7 +19,8 @@ from qlearn.exact.soft import expected_return, implicit_reward
 from qlearn.findings.search import exact_forecast
 from qlearn.lm.cursor import Policy, response_logps
 from qlearn.lm.decode import Decoded, Decoding, decode
-from qlearn.lm.models import load_model, load_tokenizer
+from qlearn.lm.models import load_model
+from qlearn.lm.tokenizers import load_tokenizer
 from qlearn.lm.worlds import Post, World, as_text
 from qlearn.studies import runs
 from qlearn.studies.contrasts import WIDTHS, contrasts, over_optimisation, verifier

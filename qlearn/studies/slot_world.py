@@ -20,7 +20,8 @@ from qlearn.findings.likelihood import log_ratio_and_kl
 from qlearn.lm.data import SFT_COLUMNS, as_pairs, encode
 from qlearn.lm.decode import sample
 from qlearn.lm.logprobs import Row
-from qlearn.lm.models import load_model, load_tokenizer
+from qlearn.lm.models import load_model
+from qlearn.lm.tokenizers import load_tokenizer
 from qlearn.lm.worlds import Post, SlotWorld, World, as_text, as_words
 from qlearn.studies import runs
 from qlearn.train.dpo import DPOConfig

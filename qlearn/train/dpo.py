@@ -19,7 +19,8 @@ from qlearn import losses
 from qlearn.errors import InputError, RunStopped
 from qlearn.lm.data import PREFERENCE_COLUMNS, Example, as_pairs
 from qlearn.lm.logprobs import collate, completion_logps, sum_logps
-from qlearn.lm.models import check_same_vocabulary, default_tokenizer, load_model, load_tokenizer
+from qlearn.lm.models import check_same_vocabulary, load_model
+from qlearn.lm.tokenizers import default_tokenizer, load_tokenizer
 from qlearn.lm.worlds import draw_pairs
 from qlearn.train import engine
 from qlearn.train.engine import Log, TrainingConfig, Updates, option

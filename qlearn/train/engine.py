@@ -24,7 +24,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, get_scheduler
 from qlearn.errors import InputError, RunStopped
 from qlearn.lm import data as data_module
 from qlearn.lm.data import Example, Fault
-from qlearn.lm.models import check_knows
+from qlearn.lm.tokenizers import check_knows
 from qlearn.lm.worlds import WORLDS, World
 from qlearn.options import option, required
 

@@ -35,7 +35,8 @@ from qlearn.lm.logprobs import (
     completion_states,
     logps_of_states,
 )
-from qlearn.lm.models import check_same_vocabulary, default_tokenizer, load_model, load_tokenizer
+from qlearn.lm.models import check_same_vocabulary, load_model
+from qlearn.lm.tokenizers import default_tokenizer, load_tokenizer
 from qlearn.lm.worlds import WORLDS, World
 from qlearn.train import engine
 from qlearn.train.engine import TrainingConfig, Updates, option

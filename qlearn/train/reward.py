@@ -26,13 +26,8 @@ from qlearn import losses
 from qlearn.errors import InputError
 from qlearn.lm.data import PREFERENCE_COLUMNS, Example, as_pairs
 from qlearn.lm.logprobs import Batch, Row, collate
-from qlearn.lm.models import (
-    check_same_tokenizer,
-    default_tokenizer,
-    load_model,
-    load_tokenizer,
-    no_dropout,
-)
+from qlearn.lm.models import load_model, no_dropout
+from qlearn.lm.tokenizers import check_same_tokenizer, default_tokenizer, load_tokenizer
 from qlearn.lm.worlds import draw_pairs
 from qlearn.train import engine
 from qlearn.train.engine import Log, TrainingConfig, Updates, option

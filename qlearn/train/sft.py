@@ -13,7 +13,8 @@ from transformers import PreTrainedModel
 from qlearn import losses
 from qlearn.lm.data import SFT_COLUMNS, Example, as_pairs
 from qlearn.lm.logprobs import collate, completion_logps, sum_logps
-from qlearn.lm.models import default_tokenizer, load_model, load_tokenizer
+from qlearn.lm.models import load_model
+from qlearn.lm.tokenizers import default_tokenizer, load_tokenizer
 from qlearn.train import engine
 from qlearn.train.engine import Log, TrainingConfig, Updates, option
 

@@ -9,13 +9,8 @@ from torch import nn
 from transformers import AutoModelForCausalLM, GPTNeoXForCausalLM
 
 from qlearn.errors import InputError
-from qlearn.lm.models import (
-    SHAPES,
-    check_same_vocabulary,
-    config_of,
-    load_model,
-    load_tokenizer,
-)
+from qlearn.lm.models import SHAPES, check_same_vocabulary, config_of, load_model
+from qlearn.lm.tokenizers import load_tokenizer
 
 PARAMETERS = {  # as published for Pythia, with the 50,304 rows of its tables
     "pythia-14m": 14_067_712,

@@ -13,7 +13,8 @@ from scipy.stats import rankdata
 
 from qlearn.errors import InputError
 from qlearn.lm import slots, trips
-from qlearn.lm.models import check_knows, default_tokenizer, load_model, load_tokenizer
+from qlearn.lm.models import load_model
+from qlearn.lm.tokenizers import check_knows, default_tokenizer, load_tokenizer
 from qlearn.lm.worlds import (
     EOS,
     LONGEST,

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from qlearn.findings.credit import Credit
-from qlearn.lm.models import load_tokenizer
+from qlearn.lm.tokenizers import load_tokenizer
 from qlearn.lm.worlds import WORLDS, World
 from qlearn.studies.heat_maps import as_rows, follows, negotiation, places, showcase
 

@@ -13,7 +13,8 @@ from qlearn import losses
 from qlearn.errors import InputError, RunStopped
 from qlearn.exact.training import bandit_gradient
 from qlearn.lm.data import Example
-from qlearn.lm.models import load_model, load_tokenizer
+from qlearn.lm.models import load_model
+from qlearn.lm.tokenizers import load_tokenizer
 from qlearn.lm.worlds import World, as_text
 from qlearn.train import engine, ppo, reward, rollout, steps
 from qlearn.train.ppo import PPOConfig

@@ -11,7 +11,8 @@ from transformers import AutoModelForSequenceClassification, BertConfig
 from qlearn.errors import InputError
 from qlearn.lm.data import PREFERENCE_COLUMNS, as_pairs, encode
 from qlearn.lm.logprobs import collate
-from qlearn.lm.models import load_model, load_tokenizer
+from qlearn.lm.models import load_model
+from qlearn.lm.tokenizers import load_tokenizer
 from qlearn.train import engine, reward
 from qlearn.train.reward import RewardConfig
 

@@ -1,0 +1,26 @@
+"""Reading the files of models and tokenizers, with one sentence for what cannot be read."""
+
+import os
+
+from qlearn.errors import InputError
+
+
+def from_pretrained(loader, name: str, what: str, **options):
+    """`loader.from_pretrained(name)`; `what` is "model" or "tokenizer", for the message.
+
+    Raises: InputError where neither a directory nor the hub has it.
+    """
+    try:
+        return loader.from_pretrained(name, **options)
+    except (OSError, ValueError) as error:
+        if os.path.isdir(name):
+            raise InputError(f"The directory {name} holds no {what} that transformers can read: "
+                             f"{_first_line(error)}") from error  # fmt: skip
+        raise InputError(
+            f"Could not read the {what} {name!r} as a directory or from the hub; without a network "
+            f"pass the path of a local directory instead ({_first_line(error)})"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
