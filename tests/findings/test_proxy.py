@@ -104,7 +104,7 @@ def test_claim_the_gap_agrees_with_enumeration():
 def test_bug_the_kl_of_the_gap_is_what_the_mix_loses(alpha):
     """V° − J(π_α) = (β₀/α) KL(π_α ‖ π°), by sums over responses; the other KL is another number.
 
-    `eq-regret`, `thm-when-exact`
+    `thm-when-exact`, `eq-regret`
     """
     for seed in range(5):
         tree, reward, untuned, base = exactness.random_problem(3, seed)
