@@ -125,5 +125,7 @@ def nll(logp: Tensor, mask: Tensor) -> Tensor:
 
     Shapes: logp and mask (B, T), mask 1 on response tokens. The mean is over tokens, not rows, so
     micro-batches must be weighted by their token counts.
+
+    Source: the supervised loss of stage 1; `eq-sft` in the book.
     """
     return -(logp * mask).sum() / mask.sum()

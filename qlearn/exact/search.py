@@ -52,9 +52,10 @@ def beam(
 ) -> tuple[tuple[int, ...], float]:
     """Beam search for the likeliest response to the first prompt: (response, its score).
 
-    Keeps the `width` likeliest prefixes of each length. Those that are finished leave their places
-    empty and compete at the end by log π(y) / len(y)^length_penalty. Width 1 is greedy decoding
-    with a record of the responses it passed by; a width of all prefixes finds the maximum.
+    Of all that continue the prefixes kept so far by one token, keeps the `width` likeliest. Those
+    that are finished leave their places empty, so that fewer go on, and compete at the end by
+    log π(y) / len(y)^length_penalty. Width 1 is greedy decoding; a width of all prefixes finds the
+    response with the highest score. In between a wider beam can find a worse one.
 
     Raises: ValueError for a width below 1.
     """

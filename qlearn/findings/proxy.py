@@ -52,14 +52,15 @@ def mix(base: Levels, tuned: Levels, untuned: Levels, alpha: float) -> Levels:
 def gap(tree: Tree, reward: Levels, base: Levels, untuned: Levels, beta: float, alpha: float):
     """How far the mix is from the exact tilt π_base exp(α R/β)/Z that it aims at.
 
-    Returns (largest |log-probability difference| of a response, KL(exact ‖ mix)), in nats. The
-    tuned model is the exact optimum at `beta` with the untuned one as its reference.
+    Returns (largest |log-probability difference| of a response, KL(mix ‖ exact)), in nats. The
+    tuned model is the exact optimum at `beta` with the untuned one as its reference. For α > 0 the
+    mix loses (beta / alpha) · KL(mix ‖ exact) of the objective at the price beta / alpha.
 
-    Source: `thm-when-exact` in the book.
+    Source: `thm-when-exact` and `eq-regret` in the book.
     """
     tuned = soft_backup(tree, reward, untuned, beta).logp
     # As α → 0 the exact tilt is the base itself.
     exact = soft_backup(tree, reward, base, beta / alpha).logp if alpha else base
     mixed = mix(base, tuned, untuned, alpha)
     worst = (tree.path_sums(exact) - tree.path_sums(mixed)).abs().max()
-    return worst.item(), sequence_kl(tree, exact, mixed)[0].item()
+    return worst.item(), sequence_kl(tree, mixed, exact)[0].item()

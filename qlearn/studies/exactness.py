@@ -62,8 +62,8 @@ def exactness_map(problem, seeds: Sequence[int], same_base: bool) -> dict[str, d
 def slot_world_dera(world: World) -> dict[str, dict]:
     """DeRa in the slot world, exactly: the mix at each α against the optimum at β/α.
 
-    reward: expected true reward; objective: J at the price β/α, at most `value`; kl: KL(exact ‖
-    mix) in nats a response.
+    reward: expected true reward; objective: J at the price β/α, at most `value`; lost: what it
+    falls short of `value`, which is (β/α) · kl; kl: KL(mix ‖ exact) in nats a response.
     """
     tree, _ = world.graph
     reward = world.field(lambda edge: edge.reward, 0.0)
@@ -72,14 +72,15 @@ def slot_world_dera(world: World) -> dict[str, dict]:
     for alpha in (a for a in ALPHAS if a):
         mixed = mix(world.log_ref, tuned, world.log_ref, alpha)
         exact = world.solve(BETA / alpha)
+        value = exact.value[0].item()
+        earned = objective(tree, mixed, reward, world.log_ref, BETA / alpha)[0].item()
         found[key(alpha)] = {
             "mixed_reward": expected_return(tree, mixed, reward)[0].item(),
             "exact_reward": expected_return(tree, exact.logp, reward)[0].item(),
-            "mixed_objective": objective(tree, mixed, reward, world.log_ref, BETA / alpha)[
-                0
-            ].item(),
-            "value": exact.value[0].item(),
-            "kl": sequence_kl(tree, exact.logp, mixed)[0].item(),
+            "mixed_objective": earned,
+            "value": value,
+            "lost": value - earned,
+            "kl": sequence_kl(tree, mixed, exact.logp)[0].item(),
         }
     return found
 
