@@ -209,8 +209,10 @@ def test_claim_longer_than_the_context_is_refused(model):
     (1.0, "", "all 8 held-out pairs tie"),
     (1.0, "policy equals reference", "all 8 held-out pairs tie (policy equals reference)"),
     (0.0, "", "accuracy 0.000 [0.000, 0.324], margin -1.0000 on 8 held-out pairs"),
-    (0.125, "", "accuracy 0.000 [0.000, 0.324], margin -1.0000 on 8 held-out pairs, 1 of them a tie"),
-    (0.25, "", "accuracy 0.000 [0.000, 0.324], margin -1.0000 on 8 held-out pairs, 2 of them ties"),
+    (1 / 8, "", "accuracy 0.000 [0.000, 0.324], margin -1.0000 on 8 held-out pairs, "
+                "1 of them a tie"),
+    (2 / 8, "", "accuracy 0.000 [0.000, 0.324], margin -1.0000 on 8 held-out pairs, "
+                "2 of them ties"),
 ])  # fmt: skip
 def test_bug_an_accuracy_of_0_is_told_from_ties(ties, why, words):
     """It read *reward accuracy 0.000* where policy and reference were the same."""
