@@ -371,6 +371,26 @@ def wilson(wins: int, n: int) -> list[float]:
     return [float(interval.low), float(interval.high)]
 
 
+def compared(
+    name: str, accuracy: float, interval: list[float], margin: float, ties: float, n: int,
+    why_all_tie: str = "",
+) -> str:  # fmt: skip
+    """How `n` held-out pairs came out, as words for a run's sentence. `ties` is a share.
+
+    A tie is not a win, so where all pairs tie an accuracy of 0 would read as a model that is always
+    wrong: the words say instead that they tie, and why.
+    """
+    if ties == 1:
+        return f"all {n} held-out pairs tie" + (f" ({why_all_tie})" if why_all_tie else "")
+    low, high = interval
+    n_ties = round(ties * n)
+    tied = f", {n_ties} of them {'a tie' if n_ties == 1 else 'ties'}" if n_ties else ""
+    return (
+        f"{name} {accuracy:.3f} [{low:.3f}, {high:.3f}], margin {margin:.4f} on {n} held-out "
+        f"pairs{tied}"
+    )
+
+
 def save(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, output_dir: str, summary: dict
 ) -> None:
