@@ -170,11 +170,11 @@ def share_over_runs(mean: float, error: float, runs: int, level: float = 0.95) -
     """The mean over runs of a share, with Wilson's interval at its effective number of draws.
 
     Student's interval, mean ± t · error, can leave [0, 1]. Wilson's cannot: it keeps the shares p
-    with |mean − p| ≤ t √(p (1 − p)/n), where n = mean (1 − mean)/error² is the number of independent
-    draws that would scatter as the runs do, and t is Student's quantile at runs − 1 degrees of
-    freedom (as Korn and Graubard, 1998, do for clustered surveys). Far from 0 and 1, or where the
-    runs scatter little, it is Student's interval again. Where all runs agree, `error` is 0 and their
-    scatter says nothing: each run then counts as one draw, which is the widest reading.
+    with |mean − p| ≤ t √(p (1 − p)/n), where n = mean (1 − mean)/error² is the number of draws
+    that would scatter as the runs do, and t is Student's quantile at runs − 1 degrees of freedom
+    (as Korn and Graubard, 1998, do for clustered surveys). Where the runs scatter little it is
+    Student's interval again. Where all of them agree, `error` is 0 and their scatter says nothing:
+    each run then counts as one draw, which is the widest reading.
 
     `error` is the standard error of the mean over runs.
 

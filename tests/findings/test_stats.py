@@ -140,14 +140,14 @@ def test_claim_equivalence_needs_a_small_difference_and_enough_data():
 
 
 def test_bug_equal_changes_outside_the_margin_are_not_equivalent():
-    """All seeds change by 0.2: there is no spread, and p is 1 and not 0. Inside the margin it is 0."""
+    """All seeds change alike: there is no spread, and p is 1 outside the margin, not 0."""
     first = np.array([0.5, 0.25, 0.75, 1.0])
     assert stats.equivalent(first, first - 0.25, 0.05) == (False, 1.0)
     assert stats.equivalent(first, first + 0.25, 0.05) == (False, 1.0)
     assert stats.equivalent(first, first - 0.25, 0.5) == (True, 0.0)
     assert stats.equivalent(first, first - 0.25, 0.25) == (False, 0.5)
     assert stats.equivalent(first, first, 0.05) == (True, 0.0)
-    nearly = stats.equivalent(first + [1e-9, 0, -1e-9, 0], first - 0.25, 0.05)
+    nearly = stats.equivalent(first + np.array([1e-9, 0, -1e-9, 0]), first - 0.25, 0.05)
     assert not nearly[0] and nearly[1] > 0.999  # the limit that the rule continues
 
 
