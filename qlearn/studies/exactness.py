@@ -79,7 +79,7 @@ def slot_world_dera(world: World) -> dict[str, dict]:
                 0
             ].item(),
             "value": exact.value[0].item(),
-            "kl": sequence_kl(tree, exact.logp, mixed)[0].item(),
+            "kl": sequence_kl(tree, mixed, exact.logp)[0].item(),
         }
     return found
 
