@@ -31,32 +31,48 @@ PLAIN = {
 
 
 class Objective(NamedTuple):
-    """β (None: unknown), the loss in words, the file that says so, and why it is no advantage.
+    """What a run says of its own loss.
 
-    `problem` is empty where β log π/π_ref is a soft advantage, else half a sentence.
+    beta: None where it is unknown. loss: "sigmoid", "ppo", "rloo", "unknown", or how it differs.
+    source: the file that says so, or "--beta". problem: why β log π/π_ref is not a soft advantage,
+    as half a sentence; empty where it is one. recorded: the file's β, which a flag may replace.
     """
 
     beta: float | None
     loss: str
     source: str | None
     problem: str
-
-    @property
-    def is_plain(self) -> bool:
-        """Whether log π/π_ref times β is a soft advantage, whatever β is."""
-        return self.loss in ("sigmoid", "ppo", "rloo")
+    recorded: float | None = None
 
     @property
     def is_advantage(self) -> bool:
-        return self.is_plain and self.beta is not None
+        """Whether log π/π_ref times `beta` is a soft advantage."""
+        return not self.problem
+
+    @property
+    def takes_beta(self) -> bool:
+        """Whether a β from the user would make it one: no file says that the loss was another."""
+        return self.loss in ("unknown", *PLAIN["loss_type"], *PLAIN["algorithm"])
 
 
-def objective_of(policy: str) -> Objective:
-    """The objective that a policy's directory records; a file beside a checkpoint counts too.
+def objective_of(policy: str, beta: float | None = None) -> Objective:
+    """The objective of a policy, as its own directory records it.
 
     qlearn.yaml is read first, then TRL's training_args.bin, in the directory and, where that is
     called checkpoint-500 or so, in the one above. What cannot be read is said in `problem`.
+
+    `beta` is the user's: it replaces the file's, and where no file tells the loss, a run is taken
+    at the user's word for plain DPO. A loss that a file calls another stays another.
     """
+    recorded = _recorded(policy)
+    if beta is None or not recorded.takes_beta:
+        return recorded
+    if recorded.source is None:
+        return Objective(beta, "sigmoid", "--beta", "")
+    return recorded._replace(beta=beta, problem="")
+
+
+def _recorded(policy: str) -> Objective:
     folders = [policy]
     if re.fullmatch(r"checkpoint-\d+", os.path.basename(os.path.normpath(policy))):
         folders.append(os.path.dirname(os.path.abspath(policy)))
@@ -66,25 +82,11 @@ def objective_of(policy: str) -> Objective:
             path = os.path.join(folder, name)
             if os.path.isfile(path):
                 objective = read(path)
-                if objective.beta is not None or objective.source:
+                if objective.source:
                     return objective
                 problems.append(objective.problem)
     problem = "; ".join(problems) or f"{policy} has neither {OURS} nor {TRLS}"
     return Objective(None, "unknown", None, problem)
-
-
-def with_beta(objective: Objective, beta: float | None) -> Objective:
-    """The objective where the user gives β (None: leaves it to the run's file).
-
-    It replaces the file's. A run without a file is taken at its word: DPO's plain loss. A loss that
-    is known and not plain stays what it is.
-    """
-    if beta is None:
-        return objective
-    if objective.loss == "unknown" and objective.source is None:
-        return Objective(beta, "sigmoid", "--beta", "")
-    problem = "" if objective.is_plain else objective.problem
-    return objective._replace(beta=beta, problem=problem)
 
 
 def _ours(path: str) -> Objective:
@@ -107,7 +109,7 @@ def _trls(path: str) -> Objective:
     if name != "DPOConfig":
         return Objective(None, name, path, f"{path} is of a {name}, not of a DPOConfig")
     if "loss_type" not in settings:
-        return Objective(None, "unknown", path, f"{path} names no loss_type")
+        return Objective(None, "unknown", None, f"{path} names no loss_type")
     return _objective(path, settings, "sigmoid")
 
 
@@ -126,7 +128,8 @@ def _objective(path: str, settings: dict, loss: str) -> Objective:
         problem = f"{path} says beta {_brief(beta)}, which is not a positive number"
     else:
         problem = ""
-    return Objective(float(beta) if _is_positive(beta) else None, loss, path, problem)
+    beta = float(beta) if _is_positive(beta) else None
+    return Objective(beta, loss, path, problem, recorded=beta)
 
 
 def _is_one_of(value, plain: tuple) -> bool:

@@ -68,14 +68,16 @@ class Decoding:
             if value is not None and value < 1:
                 raise InputError(f"{name} must be at least 1, not {value}.")
         for name in ("temperature", "beta"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise InputError(f"{name} must be positive and finite, not {getattr(self, name)}.")
+            value = getattr(self, name)  # None where a subclass finds it out later
+            if value is not None and not 0 < value < float("inf"):
+                raise InputError(f"{name} must be positive and finite, not {value}.")
         for name in ("length_penalty", "exploration"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise InputError(f"{name} must not be negative, not {getattr(self, name)}.")
         for f in fields(Decoding):
             readers = [decoder for decoder, names in SETTINGS.items() if f.name in names]
-            if readers and self.decoder not in readers and getattr(self, f.name) != f.default:
+            unset = (f.default, None)
+            if readers and self.decoder not in readers and getattr(self, f.name) not in unset:
                 raise InputError(
                     f"{f.name} is set to {getattr(self, f.name)}, but the decoder {self.decoder} "
                     f"does not read it; leave it out or choose {' or '.join(readers)}."
@@ -277,7 +279,9 @@ def _check(policy, ids, how: Decoding, n_tokens: int, forecast) -> None:
     if how.decoder in ("guided", "mcts") and forecast is None:
         raise InputError(f"The decoder {how.decoder} needs a forecast of what a text will earn.")
     if not all(ids):
-        raise InputError("A prompt has no token, so there is nothing to continue.")
+        raise InputError(
+            "A prompt has no token, so there is nothing to continue; give each prompt some text."
+        )
     models, _ = parts(policy)
     context = min(getattr(m.config, "max_position_embeddings", sys.maxsize) for m in models)
     longest = max(map(len, ids), default=0)

@@ -119,7 +119,10 @@ def test_claim_it_reads_our_runs_and_trls(tmp_path, capsys):
         ([], "pass the run's with --beta"),
         (["--beta", "0"], "must be positive"),
         (["--beta", "1", "--nll_before", "3"], "only together"),
-        (["--beta", "1", "--unreadable_before", "0", "--unreadable_after", "2"], "cannot be"),
+        (
+            ["--beta", "1", "--unreadable_before", "0", "--unreadable_after", "2"],
+            "must lie in [0, 1]",
+        ),
     ],
 )
 def test_claim_bad_input_is_one_sentence(tmp_path, capsys, flags, sentence):
