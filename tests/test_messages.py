@@ -70,7 +70,7 @@ def test_claim_every_message_has_been_read():
 def test_claim_every_message_is_whole():
     """One sentence or two, to the full stop; nothing cut out of the middle of another."""
     for message in ALL:
-        whole = message.endswith((".", "?", "?}.", "}.")) or message.startswith("{")
+        whole = re.search(r"[.?](\{[^{}]*\})?$", message)
         assert whole and "\n" not in message, message
         assert sentences(message) <= 2, message
         assert not re.search(r"\[:\d+\]", message.replace("[:8]", "")), message

@@ -119,8 +119,8 @@ def diagnose(
     lines, left_out = usable_lines(metrics)
     if len(lines) < 3:
         raise InputError(
-            f"The log has {len(lines)} lines with {' and '.join(REWARDS)} as finite numbers, and a "
-            f"diagnosis needs 3.{left_out}"
+            f"A diagnosis needs 3 lines with {' and '.join(REWARDS)} as finite numbers, and the "
+            f"log has {len(lines)}.{left_out}"
         )
     last = lines[-max(2, len(lines) // 3) :]
     chosen, rejected = (fmean(line[key] for line in last) for key in REWARDS)

@@ -275,18 +275,20 @@ def _batches(ids: Sequence[list[int]], how: Decoding) -> Iterator[list[int]]:
 
 def _check(policy, ids, how: Decoding, n_tokens: int, forecast) -> None:
     if how.beams > n_tokens:
-        raise InputError(f"beams is {how.beams}, more than the vocabulary's {n_tokens} tokens.")
-    if how.decoder in ("guided", "mcts") and forecast is None:
-        raise InputError(f"The decoder {how.decoder} needs a forecast of what a text will earn.")
-    if not all(ids):
         raise InputError(
-            "A prompt has no token, so there is nothing to continue; give each prompt some text."
+            f"beams is {how.beams}, more than the vocabulary's {n_tokens} tokens; lower it."
         )
+    if how.decoder in ("guided", "mcts") and forecast is None:
+        raise InputError(
+            f"The decoder {how.decoder} needs a forecast of what a text earns; pass one."
+        )
+    if not all(ids):
+        raise InputError("A prompt has no token to continue; give each prompt some text.")
     models, _ = parts(policy)
     context = min(getattr(m.config, "max_position_embeddings", sys.maxsize) for m in models)
     longest = max(map(len, ids), default=0)
     if longest + how.max_new_tokens > context:
         raise InputError(
             f"A prompt of {longest} tokens and max_new_tokens {how.max_new_tokens} exceed the "
-            f"model's context of {context}."
+            f"model's context of {context}; lower max_new_tokens or shorten the prompt."
         )

@@ -68,9 +68,7 @@ def read_yaml(path: str) -> dict:
         line = f", line {where.line + 1}" if where else ""
         raise InputError(f"{path}{line}: not valid YAML; write `key: value` lines.") from error
     except (ValueError, RecursionError) as error:  # a date that is none, 5,000 digits, 1,000 lists
-        raise InputError(
-            f"{path}: not valid YAML, a value in it cannot be read; write plain ones."
-        ) from error
+        raise InputError(f"{path}: a value in it cannot be read; write plain ones.") from error
     if not isinstance(found, dict):
         raise InputError(f"{path} must hold `key: value` lines.")
     return found

@@ -15,15 +15,17 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from qlearn.errors import InputError
 from qlearn.findings.credit import Credit, token_credit
 from qlearn.findings.objective import Objective, objective_of
-from qlearn.findings.precision import enough_memory_for_float32, log_ratio_noise, lower
+from qlearn.findings.precision import AT_LEAST, enough_memory_for_float32, log_ratio_noise, lower
 from qlearn.lm.data import (
     PREFERENCE_COLUMNS,
     SFT_COLUMNS,
     Example,
+    as_pairs,
     boundary_merges,
     encode,
     read_rows,
 )
+from qlearn.lm.logprobs import Row
 from qlearn.lm.models import check_same_vocabulary, load_model
 from qlearn.lm.tokenizers import load_tokenizer
 from qlearn.options import check_output, check_ranges, check_text, option, required, write_text
@@ -98,7 +100,8 @@ def inspect(config: InspectConfig) -> tuple[Measure, list[Inspected], dict]:
     rows = [(example.prompt, ids) for ids in example.completions]
     noise = None
     if dtype != torch.float32:
-        noise = log_ratio_noise(policy, reference, rows, dtype)
+        more = more_rows(config, columns, tokenizer, context_length(policy, config), rows)
+        noise = log_ratio_noise(policy, reference, [*rows, *more], dtype)
         policy, reference = lower(policy, dtype), lower(reference, dtype)
     measure = Measure(objective, str(dtype).removeprefix("torch."), noise)
     credits = token_credit(policy, reference, rows, measure.beta)
@@ -114,7 +117,7 @@ def inspect(config: InspectConfig) -> tuple[Measure, list[Inspected], dict]:
 
 
 def read_objective(config: InspectConfig) -> Objective:
-    """The policy's objective; says why credit is no advantage, or that --beta replaces the file's."""
+    """The policy's objective; says why credit is no advantage, or that --beta overrides a file."""
     objective = objective_of(config.policy, config.beta)
     if not objective.is_advantage:
         hint = " (pass --beta if it was plain DPO)" if objective.takes_beta else ""
@@ -168,6 +171,20 @@ def encoded(row: tuple[int, dict], columns: Sequence[str], tokenizer, max_length
             "begins with a space usually avoids that."
         )
     return examples[0]
+
+
+def more_rows(
+    config: InspectConfig, columns: Sequence[str], tokenizer, max_length: int, rows: Sequence[Row]
+) -> list[Row]:
+    """Rows of the same file to measure a noise on, where one pair has too few tokens for that."""
+    missing, found = AT_LEAST - sum(len(ids) for _, ids in rows), []
+    if config.data is not None and missing > 0:
+        others = [r for r in read_rows(config.data, columns)[:AT_LEAST] if r[0] != config.row]
+        for example in encode(others, columns, tokenizer, max_length)[0]:
+            if missing > 0:
+                found += as_pairs([example])
+                missing -= len(example.completions[0])
+    return found
 
 
 def chosen_row(config: InspectConfig) -> tuple[tuple[int, dict], tuple[str, ...]]:

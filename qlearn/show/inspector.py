@@ -5,13 +5,13 @@ escaped, so a token `<script>` shows as text.
 """
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from html import escape
 from typing import NamedTuple
 
 from qlearn.findings.credit import Credit
 from qlearn.findings.objective import Objective
-from qlearn.findings.precision import Noise
+from qlearn.findings.precision import AT_LEAST, Noise
 from qlearn.show.pieces import Piece
 
 # Orange for blame and blue for credit: told apart by every common form of colour blindness.
@@ -116,12 +116,17 @@ def table(response: Inspected, measure: Measure) -> str:
     labels = [str(piece) for piece in response.pieces]
     columns = measure.columns
     width = max(map(_cells, (columns[0], *labels)))
-    lines = [" ".join([_padded(columns[0], width), *(c.rjust(9) for c in columns[1:])])]
+
+    def line(label: str, cells: Iterable[str]) -> str:
+        right = (cell.rjust(max(9, len(c))) for cell, c in zip(cells, columns[1:], strict=False))
+        return " ".join([_padded(label, width), *right])
+
+    lines = [line(columns[0], columns[1:])]
     for label, *numbers in zip(labels, *(x.tolist() for x in response.credit), strict=True):
-        lines.append(" ".join([_padded(label, width), *(number(x).rjust(9) for x in numbers)]))
+        lines.append(line(label, map(number, numbers)))
     c = response.credit
-    sums = [number(total(x)).rjust(9) for x in (c.logp, c.ref_logp, c.advantage)]
-    lines.append(" ".join([_padded("sum", width), *sums]) + _plus_minus(response, measure))
+    sums = (number(total(x)) for x in (c.logp, c.ref_logp, c.advantage))
+    lines.append(line("sum", sums) + _plus_minus(response, measure))
     return "\n".join(lines)
 
 
@@ -179,7 +184,7 @@ def _legend(responses: Sequence[Inspected], measure: Measure, scale: float) -> s
     beyond = sum(size > scale for size in sizes)
     capped = (
         f"Full colour is ±{number(scale)}, the 95th percentile; the colour is capped there, and "
-        f"{beyond} of {len(sizes)} tokens lie beyond it, the farthest at {number(max(sizes))}."
+        f"{beyond} of {len(sizes)} pieces of text lie beyond, the farthest at {number(max(sizes))}."
     )
     return f"{meaning} {capped}{_noise_note(measure)}"
 
@@ -187,11 +192,12 @@ def _legend(responses: Sequence[Inspected], measure: Measure, scale: float) -> s
 def _noise_note(measure: Measure) -> str:
     if measure.noise is None:
         return ""
-    least = number(measure.beta * measure.noise.p95)
+    least, n_tokens = number(measure.beta * measure.noise.p95), measure.noise.n_tokens
+    few = f", fewer than the {AT_LEAST} that it takes" if n_tokens < AT_LEAST else ""
     return (
         f" The models were read in {measure.dtype}: 95 % of its errors against float32, measured "
-        f"on {measure.noise.n_tokens} of these tokens, are below {least}, and tokens below that "
-        "stay without colour."
+        f"on {n_tokens} tokens of yours{few}, are below {least}, and tokens below that stay "
+        "without colour."
     )
 
 

@@ -206,7 +206,8 @@ def context_length(model: PreTrainedModel, config: TrainingConfig) -> int:
     context = getattr(model.config, "max_position_embeddings", 2048)
     if config.max_length and config.max_length > context:
         raise InputError(
-            f"max_length is {config.max_length} but the model's context is {context} tokens."
+            f"max_length is {config.max_length} but the model's context is {context} tokens; "
+            "lower it or leave it out."
         )
     return config.max_length or context
 

@@ -85,7 +85,7 @@ def test_claim_the_start_of_a_run_does_not_count():
     """Only the last third is the end, and lines without rewards are passed over."""
     log = [{"step": 0, "skipped": True}, *curve(5.0, 4.0, steps=20), *curve(-0.4, -1.0, steps=40)]
     assert diagnose(log, beta=0.5).numbers["chosen"] == pytest.approx(-0.4, abs=0.02)
-    with pytest.raises(InputError, match="has 2 lines"):
+    with pytest.raises(InputError, match="the log has 2"):
         diagnose(log[:3], beta=0.5)
 
 
