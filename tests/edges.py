@@ -50,7 +50,7 @@ def is_method(x) -> bool:
     return inspect.isfunction(x) or isinstance(x, classmethod | staticmethod | property)
 
 
-def check_refused(call, words: str = "") -> None:
+def check_refused(call, words: str = ".") -> None:
     """The call ends in a ValueError of one sentence, which holds `words` (a pattern)."""
     with pytest.raises(ValueError, match=words) as caught:
         call()
