@@ -80,8 +80,10 @@ def check_states(tree: "MDP", **fields: "Levels") -> None:
 
 def check_alike(**fields: "Levels") -> None:
     """Raises ValueError unless these edge fields have the shapes of the first, in float64."""
-    first = next(iter(fields.values()))
-    check_fields([tuple(x.shape) for x in first], **fields)
+    name, first = next(iter(fields.items()))
+    if not isinstance(first, tuple | list):
+        raise ValueError(f"{name} must be a tuple with one tensor a level.")
+    check_fields([tuple(getattr(x, "shape", ())) for x in first], **fields)
 
 
 def check_fields(

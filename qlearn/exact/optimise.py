@@ -18,6 +18,8 @@ def minimise(loss: Callable[[Tensor], Tensor], start: Tensor, max_iter: int = 50
     check_count("max_iter", max_iter)
     if start.ndim != 1 or start.isnan().any():
         raise ValueError("start must be one row of numbers.")
+    if not len(start):
+        return start.detach().clone()
     x = start.detach().clone().requires_grad_()
     optimiser = torch.optim.LBFGS(
         [x], max_iter=max_iter, line_search_fn="strong_wolfe", history_size=50,

@@ -24,7 +24,7 @@ def bradley_terry_logp(winner: Tensor, loser: Tensor) -> Tensor:
 
 
 def plackett_luce_logp(scores: Tensor) -> Tensor:
-    """log p(ranking) = Σ_k [ R_k − log Σ_{j≥k} exp R_j ] for scores (..., K), best first: (...).
+    """log p(ranking) = −Σ_k log Σ_{j≥k} exp(R_j − R_k) for scores (..., K), best first: (...).
 
     With K = 2 it is Bradley-Terry; with one or no answer to rank it is 0.
 
@@ -32,8 +32,9 @@ def plackett_luce_logp(scores: Tensor) -> Tensor:
     Source: the rankings of Theorem 1; `eq-plackett-luce` in the book.
     """
     _check_scores(scores=scores)
-    remaining = torch.logcumsumexp(scores.flip(-1), dim=-1).flip(-1)
-    return (scores - remaining).sum(dim=-1)
+    gap = scores[..., None, :] - scores[..., :, None]  # R_j − R_k: (..., K, K), row k
+    placed = torch.ones_like(gap, dtype=torch.bool).tril(-1)  # j < k
+    return -gap.masked_fill(placed, -torch.inf).logsumexp(dim=-1).sum(dim=-1)
 
 
 def sample_preferences(a: Tensor, b: Tensor, generator: torch.Generator) -> Tensor:

@@ -46,7 +46,7 @@ def shape_reward(
                 raise ValueError(
                     f"end_potential is {end_potential[t][s, a]:g} after action {a} in state {s} of "
                     f"level {t}; where a response ends the potential must be 0, or preferences "
-                    "change. Pass keep_preferences=False to see how."
+                    "change; pass keep_preferences=False to see how."
                 )
             after = torch.where(ends, end_potential[t], after)
         moved, absent = r + after - potential[t][:, None], tree.absent(t)

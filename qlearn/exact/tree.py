@@ -82,7 +82,7 @@ class Tree:
             n_states *= grows
             if n_edges > LARGEST:
                 raise ValueError(
-                    f"{n_actions} actions over {horizon} tokens are too many responses to "
+                    f"Responses of {horizon} tokens out of {n_actions} are too many to "
                     f"enumerate: the tree would have more than {LARGEST:,} edges."
                 )
         goes_on = torch.tensor([a != eos for a in range(n_actions)])

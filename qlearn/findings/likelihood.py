@@ -7,13 +7,14 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import NamedTuple
 
-import numpy as np
 import torch
+from scipy.integrate import quad
 from scipy.optimize import brentq
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from qlearn.errors import InputError
+from qlearn.exact.check import check_beta, check_number
 from qlearn.findings.objective import objective_of
 from qlearn.findings.run_log import find_log, is_finite, kind, read_metrics
 from qlearn.lm.logprobs import Row, collate, completion_logits
@@ -69,17 +70,27 @@ def variance_of_margin(margin: float) -> float:
     The margin of the best policy where the judge's reward has variance v over the reference's
     responses. Reward units squared; v ≥ margin.
 
+    Raises: ValueError for a margin that is negative or above 10¹⁵⁰, where its square ends.
     Source: `eq-gaussian-margin` in the book.
     """
-    node, weight = np.polynomial.hermite_e.hermegauss(180)
-    weight = weight / weight.sum()
+    check_number("margin", margin, least=0, most=1e150)
+    if margin < 1e-12:  # v = m + m²/2 + ...
+        return float(margin)
 
     def excess(v: float) -> float:
-        gap = math.sqrt(2 * v) * node
-        return float(weight @ (gap * np.tanh(gap / 2))) - margin
+        scale = math.sqrt(2 * v)
+
+        def density(z: float) -> float:  # Δ = scale · z; both signs of z count alike
+            gap = scale * z
+            return 2 * gap * math.tanh(gap / 2) * math.exp(-(z**2) / 2) / math.sqrt(2 * math.pi)
+
+        bend = min(40 / scale, 6.0)  # beyond it tanh is 1
+        parts = (quad(density, *ends, epsabs=0, epsrel=1e-11) for ends in ((0, bend), (bend, 12)))
+        return sum(part for part, _ in parts) - margin
 
     # x tanh(x/2) lies between |x| − 0.6 and x²/2
-    return brentq(excess, 0.99 * margin, math.pi / 4 * (margin + 0.6) ** 2 + 1e-9)
+    low, high = 0.99 * margin, 1.01 * math.pi / 4 * (margin + 0.6) ** 2
+    return brentq(excess, low, high, xtol=1e-12 * margin, rtol=1e-12)
 
 
 class Diagnosis(NamedTuple):
@@ -113,9 +124,11 @@ def diagnose(
 
     Lines whose rewards are not finite numbers are left out, and the sentence says so.
 
-    Raises: InputError for fewer than three lines with implicit rewards, or rewards beyond 1e100.
+    Raises: InputError for fewer than three lines with implicit rewards, or rewards beyond 1e100;
+    ValueError for β that is not positive and finite.
     Source: Eq. 16; `eq-sign-law` and `eq-gaussian-margin` in the book.
     """
+    check_beta(beta)
     lines, left_out = usable_lines(metrics)
     if len(lines) < 3:
         raise InputError(
