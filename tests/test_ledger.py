@@ -257,12 +257,17 @@ def test_a_changed_result_changes_the_ledger(plant, monkeypatch):
         words.append(ledger.tendencies()["c"].verdict)
         printed.append("\n".join(ledger.entry(ledger.tendencies()["c"])))
     assert words == [checks.HOLDS, checks.UNDECIDED, checks.CONTRADICTED]
-    assert "*reproduced here*" in printed[0] and "**0.42** [0.41, 0.43]" not in printed[0]
-    assert "**0.42 [0.41, 0.43]**, *holds*." in printed[0]
+    assert "*reproduced here*" in printed[0]
+    assert "**0.42 [0.41, 0.43] over posts**, *holds*." in printed[0]
     assert "(the interval lies on both sides)" in printed[1]
     assert "*not reproduced here*" in printed[2] and "Stated *after* its results" in printed[2]
     row = ledger.tendencies()["c"]
     assert row.seeds == [5] and row.command == ["python -m qlearn.results sample"]
+    plant(per_seed=arms([2000.0] * 5, [1.0] * 5))
+    paired = entry | {"checks": ["sample:per_seed.*.a.x above sample:per_seed.*.b.x"]}
+    text = "\n".join(ledger.entry(ledger.settle("c", paired)))
+    assert "**1,999 over paired runs, p = 0.0625, least p 0.0625**" in text
+    assert "5 of 5 runs agree in sign, but no signed-rank p can be below 0.0625" in text
     waiting = ledger.settle("c", entry | {"awaits": True, "checks": ["nowhere:x above 0"]})
     assert (waiting.verdict, waiting.why) == (checks.UNDECIDED, ["not measured"])
 

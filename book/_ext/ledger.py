@@ -38,6 +38,7 @@ REASONS = {
     "not tested": "not tested here",
     "not measured": "not measured yet",
 }
+UNITS = {"posts": " over posts", "seeds": " over seeds", "pairs": " over paired runs", "": ""}
 BEFORE, AFTER, NO_RESULTS = "before", "after", "without results"
 SOURCES = ("paper", "course")
 KEYS = {"claim", "chapter", "source", "paper", "seeds", "checks", "note", "awaits"}
@@ -56,6 +57,7 @@ class Claim(NamedTuple):
     measured: list[float]
     interval: list[list[float] | None]
     level: list[float]
+    unit: list[str]  # what was drawn again: posts, seeds, pairs of runs, "" of an exact number
     p: list[float | None]
     least_p: list[float | None]
     decided: list[str]
@@ -120,7 +122,8 @@ def settle(name: str, entry: dict) -> Claim:
         id=name, kind="tendency", claim=entry["claim"], chapter=entry["chapter"],
         source=entry["source"], paper=entry.get("paper", ""), check=[x.check for x in done],
         measured=[x.evidence.value for x in done], interval=[ends(x.evidence) for x in done],
-        level=[x.evidence.level for x in done], p=[x.evidence.p for x in done],
+        level=[x.evidence.level for x in done], unit=[x.evidence.unit for x in done],
+        p=[x.evidence.p for x in done],
         least_p=[x.evidence.least_p for x in done], decided=[x.verdict for x in done],
         reason=[explained(x) for x in done],
         seeds=[entry.get("seeds", len(lookup(f"{file}:seeds"))) for file in files],
@@ -159,7 +162,7 @@ def ledger() -> list[Claim]:
     A proved claim is worded as the test that comes first words it.
     """
     says = first_lines("tests")
-    nothing = {x: [] for x in ("check", "measured", "interval", "level", "p", "least_p",
+    nothing = {x: [] for x in ("check", "measured", "interval", "level", "unit", "p", "least_p",
                                "decided", "reason", "seeds", "why")}  # fmt: skip
     proved = [
         Claim(
@@ -252,13 +255,20 @@ def entry(row: Claim) -> list[str]:
 
 
 def measured(row: Claim, i: int) -> str:
-    """The number of a check with its interval, the level where it is not 95 %, and the p-value."""
-    text = f"{row.measured[i]:.3g}"
-    if row.interval[i] and row.interval[i][0] != row.interval[i][1]:
-        text += f" [{row.interval[i][0]:.3g}, {row.interval[i][1]:.3g}]"
+    """What a check rests on: number, interval, unit, and p beside the least that it could be."""
+    text, interval = plain(row.measured[i]), row.interval[i]
+    if interval and interval[0] != interval[1]:
+        text += f" [{plain(interval[0])}, {plain(interval[1])}]"
         if abs(row.level[i] - 1 + LEVEL) > 1e-9:
-            text += f" at {row.level[i]:.4g}"
+            text += f" at level {row.level[i]:.4g}"
+    text += UNITS[row.unit[i]]
     if row.p[i] is not None:
-        p = row.p[i]
-        text += ", p < 0.0001" if p < 1e-4 else f", p = {p:.3g}"
+        text += ", p < 0.0001" if row.p[i] < 1e-4 else f", p = {row.p[i]:.3g}"
+    if row.least_p[i] is not None:
+        text += f", least p {row.least_p[i]:.3g}"
     return text
+
+
+def plain(x: float) -> str:
+    """Three digits, without an exponent where there are more before the point."""
+    return f"{x:,.0f}" if abs(x) >= 1000 else f"{x:z.3g}"
