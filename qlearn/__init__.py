@@ -12,20 +12,24 @@ exact     exact.tree           01, 15   the token MDP
           exact.chance, exact.leftovers 08
           exact.search         12, 13   Eqs 12 to 15
           exact.optimise       -        L-BFGS for all of them
+          exact.check          -        what its functions refuse
           losses               06, 10   Eqs 1 to 4, 9
 lm        lm.worlds, lm.grammar 09      embedded worlds, their exact truth
           lm.slots, lm.trips   09, 11   slot summaries; trips, the second world
           lm.models, lm.tokenizers, lm.pretrained               09
           lm.data, lm.check, lm.logprobs, lm.tree               09
-          lm.shared_prompt, train.passes, train.masters         -        faster passes
+          lm.shared_prompt     -        one prompt for several completions
+          lm.training_args     -        what TRL's runs record
           lm.cursor, lm.decode, lm.search 12   Eqs 12, 13
 train     train.sft, train.dpo, train.engine                    09
+          train.passes, train.masters  -        faster passes
           train.reward, train.rollout, train.steps, train.ppo   10       Eqs 1, 2, 3
 findings  findings.credit      09       Eqs 10, 11
           findings.likelihood  09, 14   Eq. 16; what a run's own curves say
           findings.search      12       Eqs 12, 13
           findings.proxy       13       Eqs 14, 15
           findings.stats       -        intervals and tests
+          findings.objective, findings.run_log, findings.precision  -  what a run says of itself
 studies   studies.slot_world   09       credit against the exact advantage
           studies.rlhf         10       PPO and RLOO against the exact optimum
           studies.credit, studies.corruptions, studies.localisation, studies.heat_maps  11

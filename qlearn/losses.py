@@ -76,11 +76,12 @@ def ppo_clip(logp: Tensor, old_logp: Tensor, advantage: Tensor, clip: float) -> 
     Elementwise. Its gradient at π = π_old is that of −ρ A; once ρ has left the interval in the
     direction that A asks for, the token is left alone.
 
-    Raises: ValueError unless the three are of floats and of one shape, and clip is positive.
+    Raises: ValueError unless the three are of floats and of one shape, and clip is positive; ∞ is
+    no clip.
     Source: Schulman et al. (2017), Eq. 7; `eq-ppo` in the book.
     """
     check_tensors(logp=logp, old_logp=old_logp, advantage=advantage)
-    check_number("clip", clip, above=0)
+    check_number("clip", clip, above=0, infinite=True)
     ratio = (logp - old_logp).exp()
     return -(ratio * advantage).minimum(ratio.clamp(1 - clip, 1 + clip) * advantage)
 
@@ -90,11 +91,12 @@ def value_clip(value: Tensor, old_value: Tensor, target: Tensor, clip: float) ->
 
     Elementwise. Like `ppo_clip` it stops pushing once V has moved by more than `clip` towards G.
 
-    Raises: ValueError unless the three are of floats and of one shape, and clip is positive.
+    Raises: ValueError unless the three are of floats and of one shape, and clip is positive; ∞ is
+    no clip.
     Source: the authors' implementation of PPO (baselines, 2017); `eq-value-loss` in the book.
     """
     check_tensors(value=value, old_value=old_value, target=target)
-    check_number("clip", clip, above=0)
+    check_number("clip", clip, above=0, infinite=True)
     near = old_value + (value - old_value).clamp(-clip, clip)
     return ((value - target) ** 2).maximum((near - target) ** 2) / 2
 

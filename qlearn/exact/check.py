@@ -147,10 +147,15 @@ def check_beta(beta: "Beta | Tensor", shapes: list[tuple[int, ...]] | None = Non
 
 def check_number(
     name: str, x: float, *, above: float = -math.inf, least: float = -math.inf,
-    below: float = math.inf, most: float = math.inf,
+    below: float = math.inf, most: float = math.inf, infinite: bool = False,
 ) -> None:  # fmt: skip
-    """Raises ValueError unless x is a finite number with above < x < below, least ≤ x ≤ most."""
+    """Raises ValueError unless x is a number with above < x < below, least ≤ x ≤ most.
+
+    Infinity is no such number, except where `infinite` says so.
+    """
     number = isinstance(x, Real) and math.isfinite(x)
+    if infinite and x == math.inf:
+        return
     if not (number and above < x < below and least <= x <= most):
         low = f"[{least:g}" if least > -math.inf else f"({above:g}"
         high = f"{most:g}]" if most < math.inf else f"{below:g})"

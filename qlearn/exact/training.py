@@ -151,7 +151,7 @@ def ppo(
     Raises: as `gradient_ascent`, and for clip that is not positive or fewer than one epoch.
     Source: Eqs 2 and 3; `eq-ppo` in the book.
     """
-    check_number("clip", clip, above=0)
+    check_number("clip", clip, above=0, infinite=True)
     check_count("epochs", epochs)
     logp = _start(tree, reward, log_ref, beta, lr, start)
     while True:

@@ -185,8 +185,10 @@ def least_p(n: int) -> float:
 def share(count: int, n: int, level: float = 0.95) -> Interval:
     """A share, `count` of n independent draws, with Wilson's interval: inside [0, 1] (0 to 1).
 
-    Raises: ValueError unless 0 ≤ count ≤ n and n ≥ 1 (scipy's).
+    Raises: ValueError unless 0 ≤ count ≤ n and n ≥ 1.
     """
+    if not 0 <= count <= n or n < 1:
+        raise ValueError(f"A share needs 0 ≤ count ≤ n and n ≥ 1, not {count} of {n}.")
     ends = binomtest(count, n).proportion_ci(level, method="wilson")
     return Interval(count / n, float(ends.low), float(ends.high), level)
 
@@ -205,16 +207,18 @@ def share_over_runs(mean: float, error: float, runs: int, level: float = 0.95) -
 
     Raises: ValueError for fewer than two runs, a mean outside [0, 1], or a negative error.
     """
-    if runs < 2 or not 0 <= mean <= 1 or error < 0:
+    if runs < 2 or not (0 <= mean <= 1 and 0 <= error < np.inf):
         raise ValueError(
             f"A share over runs needs at least 2 runs, a mean in [0, 1] and an error that is not "
             f"negative, not {runs}, {mean} and {error}."
         )
     spread = mean * (1 - mean)
-    n = spread / error**2 if error and spread else float(runs)
+    # 1/n, at most 1: a share has no fewer than one draw
+    per_draw = min(error * (error / spread), 1.0) if error and spread else 1 / runs
     z2 = float(t.ppf((1 + level) / 2, runs - 1)) ** 2
-    centre = (mean + z2 / (2 * n)) / (1 + z2 / n)
-    half = (z2 * (spread / n + z2 / (4 * n**2))) ** 0.5 / (1 + z2 / n)
+    shrunk = 1 + z2 * per_draw
+    centre = (mean + z2 * per_draw / 2) / shrunk
+    half = (z2 * per_draw * (spread + z2 * per_draw / 4)) ** 0.5 / shrunk
     low, high = max(0.0, centre - half), min(1.0, centre + half)
     return Interval(mean, 0.0 if mean == 0 else low, 1.0 if mean == 1 else high, level)
 
@@ -236,7 +240,7 @@ def equivalent(
     check_number("level", level, above=0, below=1)
     a, b = _pairs(first, second)
     difference = np.subtract(a, b, dtype=float)
-    if np.ptp(difference) == 0:
+    if np.ptp(difference) == 0 or difference.std() == 0:  # the t-test would divide by no spread
         p = float(np.sign(abs(difference[0]) - margin) + 1) / 2
         return p < level, p
     below = ttest_rel(a, b - margin, alternative="greater").pvalue  # is first − second > −margin?

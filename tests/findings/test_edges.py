@@ -22,9 +22,17 @@ from ..exact.worlds import small_problem
 
 NAN, INF = math.nan, math.inf
 COMMANDS = {  # read files and settings: test_likelihood.py, test_search.py, test_cli.py
-    "likelihood.DiagnoseConfig", "likelihood.DiagnoseConfig.evidence", "likelihood.read_metrics",
+    "likelihood.DiagnoseConfig", "likelihood.DiagnoseConfig.evidence",
     "likelihood.run", "search.SearchConfig", "search.run", "search.load_prompts",
-    "search.load_policy", "search.load_forecast", "search.exact_forecast", "search.write",
+    "search.beta_of", "search.load_policy", "search.load_forecast", "search.exact_forecast",
+    "search.write",
+    # a run's files and its logged lines: test_objective.py, test_likelihood.py
+    "objective.Objective.is_advantage", "objective.Objective.takes_beta", "objective.objective_of",
+    "run_log.read_metrics", "run_log.find_log", "run_log.is_finite", "run_log.kind",
+    "likelihood.usable_lines",
+    # models of other precision, and the machine's memory: test_precision.py
+    "precision.Noise.of_sum", "precision.log_ratio_noise", "precision.with_prompts",
+    "precision.lower", "precision.enough_memory_for_float32", "precision.free_memory",
 }  # fmt: skip
 sizes = st.floats(-1e3, 1e3) | st.sampled_from([0.0, 0.1, 1e-300, 1e100, -1e100])
 rows = st.lists(sizes, min_size=2, max_size=8)
@@ -37,6 +45,31 @@ def test_claim_every_finding_has_an_edge_test():
 
 
 # --- statistics --------------------------------------------------------------------------------
+
+
+@edge(stats.share, stats.share_over_runs)
+@few
+@given(st.integers(0, 50), st.integers(1, 50), st.floats(0, 1), st.integers(2, 12), st.floats(0, 9))
+def test_claim_intervals_of_shares_hold_their_estimate_and_stay_in_zero_to_one(
+    count, n, mean, runs, error
+):
+    found = [stats.share_over_runs(mean, error, runs)]
+    if count <= n:
+        found.append(stats.share(count, n))
+    else:
+        check_refused(lambda: stats.share(count, n))
+    for x in found:
+        assert 0 <= x.low <= x.estimate + 1e-12 and x.estimate - 1e-12 <= x.high <= 1
+    for bad in ((mean, error, 1), (-0.1, error, runs), (1.1, error, runs), (mean, -1, runs),
+                (NAN, error, runs), (mean, NAN, runs)):  # fmt: skip
+        check_refused(lambda b=bad: stats.share_over_runs(*b))
+
+
+@edge(stats.least_p)
+@given(st.integers(1, 12))
+def test_claim_the_least_p_is_that_of_differences_of_one_sign(n):
+    assert close(stats.least_p(n), stats.signed_rank(np.arange(1.0, n + 1)))
+    check_refused(lambda: stats.least_p(0), "at least one pair")
 
 
 @edge(stats.auroc)
@@ -199,7 +232,7 @@ def test_bug_the_variance_of_a_margin_is_right_at_every_size():
 @edge(likelihood.diagnose)
 def test_claim_a_diagnosis_needs_lines_and_a_price():
     line = dict(zip(likelihood.REWARDS, (0.5, -0.5), strict=True))
-    with pytest.raises(InputError, match="a diagnosis needs 3"):
+    with pytest.raises(InputError, match="A diagnosis needs 3"):
         likelihood.diagnose([line, line, {}], 0.1)
     for beta in (0, -1, NAN, INF, None):
         check_refused(lambda b=beta: likelihood.diagnose([line] * 3, b), "beta must be")
