@@ -164,9 +164,11 @@ def map_tests(pool, say=print) -> dict[str, dict]:
     for name in TESTS:
         path = ROOT / name
         files += [path] if path.is_file() else sorted(path.glob("test_*.py"))
+    shared = [path for path in sorted(ROOT.glob("tests/**/*.py")) if path not in files]
+    helpers = b"".join(path.read_bytes() for path in shared if "test_" not in path.name)
     for path in files:
         name = str(path.relative_to(ROOT))
-        digests[name] = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+        digests[name] = hashlib.sha256(path.read_bytes() + helpers).hexdigest()[:12]
     new = [x for x, digest in digests.items() if known.get(x, {}).get("digest") != digest]
     say(f"{len(new)} of {len(digests)} test files are run once to see what they call")
     for name, seen in zip(new, pool.imap(watch, new), strict=True):
@@ -229,8 +231,10 @@ def _outcome(fault: Fault, calling: list[str], near: list[str]) -> str:
         for names in (calling, near):
             if names:
                 code = _pytest(names, limit=120)
-                if code in (4, 5):
-                    return "stale"  # pytest knows no such test: the map is old
+                if code in (4, 5):  # no such tests: because of the fault, or is the map old?
+                    target.write_text(original, encoding="utf-8")
+                    if _pytest(["--collect-only", *names], limit=120):
+                        raise SystemExit(f"{FOLDER}/map.json is old; delete it.")
                 if code:
                     return "killed"
         return "survived"
