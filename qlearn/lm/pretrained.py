@@ -2,7 +2,7 @@
 
 import os
 
-from qlearn.errors import InputError
+from qlearn.errors import InputError, reason_of
 
 
 def from_pretrained(loader, name: str, what: str, **options):
@@ -15,12 +15,8 @@ def from_pretrained(loader, name: str, what: str, **options):
     except (OSError, ValueError) as error:
         if os.path.isdir(name):
             raise InputError(f"The directory {name} holds no {what} that transformers can read: "
-                             f"{_first_line(error)}") from error  # fmt: skip
+                             f"{reason_of(error)}.") from error  # fmt: skip
         raise InputError(
             f"Could not read the {what} {name!r} as a directory or from the hub; without a network "
-            f"pass the path of a local directory instead ({_first_line(error)})"
+            f"pass the path of a local directory instead ({reason_of(error)})."
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
