@@ -59,4 +59,4 @@ def test_claim_a_planted_fault_is_another_program(faults):
     for found in of_operator.values():
         for fault in found[:: max(1, len(found) // 3)]:
             source = (ROOT / fault.module).read_text(encoding="utf-8")
-            assert ast.dump(ast.parse(plant(fault))) != ast.dump(ast.parse(source))
+            assert ast.dump(ast.parse(plant(fault, source))) != ast.dump(ast.parse(source))

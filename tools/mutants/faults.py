@@ -327,9 +327,9 @@ def faults_of(module: str) -> list[Fault]:
     return sorted(kept, key=lambda fault: fault.number)
 
 
-def plant(fault: Fault) -> str:
+def plant(fault: Fault, source: str) -> str:
     """The source of the fault's module with the fault in it."""
-    tree, sites = _sites((ROOT / fault.module).read_text(encoding="utf-8"))
+    tree, sites = _sites(source)
     site = sites[fault.number]
     broken = _Replace(lambda node: node is site.node, site.change(site.node)).visit(tree)
     return ast.unparse(ast.fix_missing_locations(broken))
