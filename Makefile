@@ -5,10 +5,10 @@ READY := .venv/.ready
 BUILT := _build/.built
 
 .DEFAULT_GOAL := help
-.PHONY: help book test serve lint bench results mutants clean
+.PHONY: help book test serve lint bench results mutants mutants-all clean
 
 help:  ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
 
 book: $(READY)  ## set up, execute every chapter, build the site
 	@$(BIN)/python tools/export_notebooks.py
@@ -20,7 +20,9 @@ book: $(READY)  ## set up, execute every chapter, build the site
 	@echo "The book is at $(CURDIR)/_build/html/index.html"
 
 test: book lint  ## set up, build, lint, and run every test and every notebook
-	@$(BIN)/python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=600 tests book
+	@# The last lines are the ten slowest tests and the time of all.
+	@$(BIN)/python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=600 --durations=10 \
+		tests book
 
 serve: book  ## read the book at http://localhost:8000
 	@$(BIN)/python -m http.server --bind 127.0.0.1 --directory _build/html 8000
@@ -38,8 +40,11 @@ results: $(READY)  ## measure again the numbers that the book quotes
 	@$(BIN)/python -m qlearn.results
 	@$(BIN)/python tools/write_ledger.py
 
-mutants: $(READY)  ## plant faults in the exact floor and see that tests notice each
-	@$(BIN)/python tools/mutate.py
+mutants: $(READY)  ## plant faults in the modules that differ from main; 5 minutes at most
+	@$(BIN)/python -m tools.mutants --minutes 5
+
+mutants-all: $(READY)  ## plant faults in every module and keep the table; an hour on two cores
+	@$(BIN)/python -m tools.mutants --all
 
 clean:  ## remove what was built (.venv stays)
 	@rm -rf _build

@@ -144,6 +144,10 @@ def test_claim_loss_starts_at_ln_2_whatever_beta():
     out = losses.dpo(same, same * 2, same, same * 2, beta=0.7)
     assert torch.allclose(out.loss, torch.tensor(2.0).log().expand(2))
     assert not out.chosen_reward.any() and not out.rejected_reward.any()
+    moving = same.clone().requires_grad_()
+    out = losses.dpo(moving, 2 * moving, same, same, beta=0.7)
+    assert out.loss.requires_grad
+    assert not out.chosen_reward.requires_grad and not out.rejected_reward.requires_grad
 
 
 def test_claim_nll_is_a_token_mean():
@@ -203,6 +207,15 @@ def test_claim_value_loss_stops_pushing_past_the_clip():
     assert torch.autograd.grad(loss.sum(), value)[0].tolist() == pytest.approx([-0.9, 0, -1.5])
 
 
+def test_claim_value_loss_clips_around_the_old_value_on_both_sides():
+    """Old value 2: 2.1 stays, 1.5 counts as 1.8 and 2.6 as 2.2, whichever loss is larger."""
+    value, old = torch.tensor([2.1, 1.5, 2.6]), torch.full((3,), 2.0)
+    below = losses.value_clip(value, old, torch.zeros(3), clip=0.2)
+    above = losses.value_clip(value, old, torch.full((3,), 4.0), clip=0.2)
+    assert below.tolist() == pytest.approx([2.1**2 / 2, 1.8**2 / 2, 2.6**2 / 2])
+    assert above.tolist() == pytest.approx([1.9**2 / 2, 2.5**2 / 2, 1.8**2 / 2])
+
+
 def test_claim_whitening_is_over_the_mask_alone():
     x = torch.tensor([[1.0, 2.0, 99.0], [3.0, 6.0, 7.0]])
     mask = torch.tensor([[1, 1, 0], [1, 1, 1]])
@@ -212,3 +225,4 @@ def test_claim_whitening_is_over_the_mask_alone():
     assert (kept**2).mean().item() == pytest.approx(1, abs=1e-5)
     ratio = (white[1, 2] - white[0, 0]) / (white[0, 1] - white[0, 0])
     assert ratio.item() == pytest.approx(6, abs=1e-4)
+    assert losses.whiten(torch.full((1, 3), 4.0), torch.ones(1, 3)).tolist() == [[0.0] * 3]

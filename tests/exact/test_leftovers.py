@@ -360,6 +360,27 @@ def test_claim_bad_prices_discounts_and_depths_are_named():
             leftovers.truncation_leftover(tree, random_states(tree, 0), depth)
 
 
+def test_claim_an_absent_action_is_absent_with_chance_too():
+    """π_ref is −∞ there, the backup goes on, and V is that of the two actions there are."""
+    child = (torch.tensor([[[0, 1], [ABSENT, ABSENT], [TERMINAL, ABSENT]]]),
+             torch.tensor([[[TERMINAL], [TERMINAL], [TERMINAL]]] * 2))  # fmt: skip
+    prob = (torch.tensor([[[0.25, 0.75], [0, 0], [1, 0]]]).double(), torch.ones(2, 3, 1).double())
+    tree = ChanceTree(child, prob)
+    assert tree.absent(0).tolist() == [[False, True, False]] and tree.absent(1) is None
+    below = torch.tensor([[0.3, -1.0, 0.2], [1.0, 0.0, -0.5]], dtype=torch.float64)
+    reward = (torch.tensor([[0.5, 0.0, -0.5]], dtype=torch.float64), below)
+    third = torch.full((2, 3), 1 / 3, dtype=torch.float64).log()
+    log_ref = (torch.tensor([[0.4, 0.0, 0.6]], dtype=torch.float64).log(), third)
+    best = soft.soft_backup(tree, reward, log_ref, 0.5)
+    v = [0.5 * math.log(sum(math.exp(x / 0.5) for x in row) / 3) for row in below.tolist()]
+    q = [0.5 + 0.25 * v[0] + 0.75 * v[1], -0.5]
+    top = 0.5 * math.log(0.4 * math.exp(q[0] / 0.5) + 0.6 * math.exp(q[1] / 0.5))
+    assert best.value[0].item() == pytest.approx(top, abs=1e-12)
+    assert best.logp[0][0].tolist() == pytest.approx(
+        [math.log(0.4) + (q[0] - top) / 0.5, -math.inf, math.log(0.6) + (q[1] - top) / 0.5]
+    )
+
+
 def test_claim_bad_chance_is_named():
     child = (torch.tensor([[[TERMINAL, TERMINAL], [TERMINAL, ABSENT]]]),)
     good = torch.tensor([[[0.4, 0.6], [1.0, 0.0]]], dtype=torch.float64)

@@ -154,6 +154,18 @@ def test_claim_preferences_fix_returns_and_nothing_else(n_prompts):
         assert len(edges) - (n_leaves - n_prompts) == n_states == len(basis)
         assert torch.linalg.matrix_rank(basis) == n_states
         assert not (by_hand @ basis.T).any()
+        # The rows of `seen` are a response less its prompt's first, in the order of `leaves`.
+        leaves = tree.leaves()
+        first = {p: next(y for y in leaves if y[0] == p) for p in range(n_prompts)}
+        r = as_dict(tree, reward)
+        differences = [
+            oracle.total(r, y) - oracle.total(r, first[y[0]]) for y in leaves if y != first[y[0]]
+        ]
+        assert (seen @ flat(reward)).tolist() == pytest.approx(differences, abs=1e-12)
+        states = [s for level in tree.prefixes() for s in level]
+        for state, row in zip(states, basis.tolist(), strict=True):
+            for (s, a), x in zip(edges, row, strict=True):
+                assert x == ((*s, a) == state) - (s == state)
         # Null vectors that know nothing of potentials: the SVD's, mixed at random.
         null = torch.linalg.svd(by_hand).Vh[n_leaves - n_prompts :]
         generator = torch.Generator().manual_seed(seed)

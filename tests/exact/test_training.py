@@ -283,9 +283,30 @@ def test_claim_votes_are_counted_and_bad_ones_named():
         preferences.fit_returns(never)
 
 
+@pytest.mark.parametrize("beta", BETAS)
+def test_eq_09_population_loss_of_a_policy_is_the_sum_over_prompts(beta):
+    """`dpo_loss` by a double loop over each prompt's responses. `eq-population-loss`"""
+    tree, reward, log_ref = small_problem(3, n_prompts=2)
+    policy = random_policy(tree, 8)
+    r, ref, p = (as_dict(tree, x) for x in (reward, log_ref, policy))
+    expected = 0.0
+    for prompt in (0, 1):
+        complete = oracle.responses(3, 3, EOS, prompt)
+        score = {y: beta * (oracle.total(p, y) - oracle.total(ref, y)) for y in complete}
+        true = {y: oracle.total(r, y) for y in complete}
+        pairs = list(itertools.permutations(complete, 2))
+        expected -= math.fsum(
+            oracle.sigmoid(true[a] - true[b]) * math.log(oracle.sigmoid(score[a] - score[b]))
+            for a, b in pairs
+        ) / (len(pairs) / 2)
+    got = training.dpo_loss(tree, policy, tree.path_sums(reward), log_ref, beta)
+    assert got.item() == pytest.approx(expected, abs=1e-10)
+
+
 def test_claim_minimise_finds_the_minimum_or_says_that_there_is_none():
     target = torch.tensor([1.0, -2.0], dtype=torch.float64)
-    found = minimise(lambda x: ((x - target) ** 2).sum(), torch.zeros(2, dtype=torch.float64))
-    assert (found - target).abs().max() < 1e-9
+    for start in (torch.zeros(2, dtype=torch.float64), 0 * target.clone().requires_grad_()):
+        found = minimise(lambda x: ((x - target) ** 2).sum(), start)
+        assert (found - target).abs().max() < 1e-9 and not found.requires_grad
     with pytest.raises(ValueError, match="stops being finite"):
         minimise(lambda x: (x * math.inf).sum(), torch.ones(2, dtype=torch.float64))

@@ -118,9 +118,10 @@ def test_claim_clusters_widen_the_interval_and_keep_coverage():
     for k in range(60):
         x = np.repeat(rng.normal(size=40), 20) + rng.normal(size=800)
         by_post = stats.cluster_bootstrap(np.mean, [x], posts, seed=k, resamples=300)
-        by_row = stats.cluster_bootstrap(np.mean, [x], np.arange(800), seed=k, resamples=300)
         covered.append(by_post.low <= 0 <= by_post.high)
-        naive.append(by_row.low <= 0 <= by_row.high)
+        if k % 3 == 0:  # 800 clusters of one row take eight times as long
+            by_row = stats.cluster_bootstrap(np.mean, [x], np.arange(800), seed=k, resamples=300)
+            naive.append(by_row.low <= 0 <= by_row.high)
     assert np.mean(covered) > 0.85 and np.mean(naive) < 0.6
 
 
