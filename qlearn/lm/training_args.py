@@ -27,7 +27,7 @@ class Object:
 def read_training_args(path: str) -> tuple[str, dict]:
     """(class name, settings) of the object in a `training_args.bin`, as `("DPOConfig", {...})`.
 
-    A member of an enumeration is its value; values that are objects otherwise stay an `Object` each.
+    A member of an enumeration is its value; any other object stays an `Object`.
 
     Raises: ValueError for a file that is not such a zip, is torn or too large, or whose pickle
     does anything but describe one object with a state.
@@ -47,7 +47,7 @@ def read_training_args(path: str) -> tuple[str, dict]:
 
 
 def describe(pickled: bytes):
-    """What a pickle would build, as values of plain types and of `Object`; nothing is imported or called.
+    """What a pickle would build, as plain values or an `Object`; nothing is imported or called.
 
     Raises: ValueError or an IndexError, KeyError or TypeError for a pickle that is malformed or
     uses opcodes that settings never need.
