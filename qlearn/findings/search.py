@@ -19,6 +19,7 @@ from qlearn.findings.proxy import tilted
 from qlearn.lm.cursor import Policy, parts, response_logps
 from qlearn.lm.data import read_rows
 from qlearn.lm.decode import SETTINGS, Decoding, decode
+from qlearn.lm.encoding import encode_prompts
 from qlearn.lm.logprobs import Row
 from qlearn.lm.models import check_same_vocabulary, load_model
 from qlearn.lm.search import Forecast, implied_forecast
@@ -194,7 +195,9 @@ def exact_forecast(
     value = world.solve(beta).value
     post_of = {
         tuple(ids): post
-        for ids, post in zip(tokenizer([p.prompt for p in posts]).input_ids, posts, strict=True)
+        for ids, post in zip(
+            encode_prompts(tokenizer, [p.prompt for p in posts]), posts, strict=True
+        )
     }
     seen: dict[tuple, tuple] = {}  # text: (earned, state); the state is None where it is over
 

@@ -1,5 +1,6 @@
 """`qlearn data check`: what is in a file of rows, and what is wrong with it, before training."""
 
+import json
 from collections import Counter
 from dataclasses import dataclass, field
 
@@ -8,6 +9,7 @@ import numpy as np
 from qlearn.lm.data import (
     PREFERENCE_COLUMNS,
     SFT_COLUMNS,
+    begins_typed,
     boundary_merges,
     check_quarantine,
     encode,
@@ -46,7 +48,8 @@ def run(config: CheckConfig) -> None:
         print(f"  {name:10} tokens: least {low}, median {mid}, most {high}")
     bad = {fault.row for fault in faults}
     good = [(number, row) for number, row in rows if number not in bad]
-    _list("boundary merges", boundary_merges(good, columns, tokenizer))
+    _list("boundary merges", boundary_merges(examples))
+    _list("begin tokens typed (each counts once)", begins_typed(examples))
     _list("duplicates", duplicates(good, columns))
     print(f"quarantined rows: {len(faults)}")
     for reason, count in Counter(fault.reason for fault in faults).most_common():
@@ -65,7 +68,7 @@ def duplicates(rows, columns) -> list[int]:
     """Numbers of the rows whose columns all equal those of an earlier row."""
     seen, again = set(), []
     for number, row in rows:
-        text = tuple(row[column] for column in columns)
+        text = json.dumps([row[column] for column in columns], sort_keys=True)
         if text in seen:
             again.append(number)
         seen.add(text)

@@ -1,7 +1,8 @@
 """Preference and supervised data: read, validate, tokenise. Nothing is dropped without a word.
 
-A source is a JSONL or parquet file or a hub id ("org/name" or "org/name:split") with text columns
-`prompt, completion` (supervised) or `prompt, chosen, rejected` (preferences): TRL's names.
+A source is a JSONL or parquet file or a hub id ("org/name" or "org/name:split") with columns
+`prompt, completion` (supervised) or `prompt, chosen, rejected` (preferences): TRL's names. A column
+is a text or a list of messages, {"role": ..., "content": ...}, all columns of a row alike.
 
 Faults of a file end the run with an `InputError`. Faults of a row put the row in quarantine with
 its number and the reason; more of those than allowed also end the run.
@@ -12,9 +13,11 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import jinja2
 from transformers import PreTrainedTokenizerBase
 
 from qlearn.errors import InputError, reason_of
+from qlearn.lm.encoding import Encoded, encode_messages, encode_rows, typed_begin
 
 SFT_COLUMNS = ("prompt", "completion")
 PREFERENCE_COLUMNS = ("prompt", "chosen", "rejected")
@@ -25,12 +28,16 @@ FILE_KINDS = (".jsonl", ".parquet")
 class Example:
     """One row as token ids: the prompt, and one completion or a chosen and a rejected one.
 
-    Completions end with the end-of-text token; `row` is the row's number in its source, from 1.
+    Completions of text end with the end-of-text token; `row` is the row's number in its source,
+    from 1. `n_straddling` of the prompt's tokens went to the completions (see
+    `qlearn.lm.encoding`), and `typed_begin` tells whether a begin token stood in the text.
     """
 
     row: int
     prompt: list[int]
     completions: tuple[list[int], ...]
+    n_straddling: int = 0
+    typed_begin: bool = False
 
 
 @dataclass(frozen=True)
@@ -110,24 +117,58 @@ def _read_hub(source: str) -> list[tuple[int, dict]]:
     return list(enumerate(table, start=1))
 
 
-def fault_of(row: object, columns: Sequence[str], special: Sequence[str]) -> str | None:
-    """Why a row cannot be used, in words, or None. `special` is text that would become a token."""
+def fault_of(
+    row: object, columns: Sequence[str], tokenizer: PreTrainedTokenizerBase | None = None
+) -> str | None:
+    """Why a row cannot be used, in words, or None.
+
+    With a tokenizer also: text that would become a special token. A begin token at the front of the
+    prompt is none, since the tokenizer begins a text so.
+    """
     if not isinstance(row, dict):
         return f"the row is a {type(row).__name__}, not an object with {', '.join(columns)}"
     for column in columns:
         value = row.get(column)
-        if value is None:
-            return f"{column} is missing or None"
-        if not isinstance(value, str):
-            return f"{column} is a {type(value).__name__}, not text"
-        if not value.strip():
-            return f"{column} is empty"
-        for text in special:
-            if text in value:
-                return f"{column} contains the special token {text} as text"
+        reason = _column_fault(value)
+        if reason is None and tokenizer is not None:
+            typed = typed_begin(tokenizer, value) if column == "prompt" else ""
+            reason = _special_fault(value, typed, tokenizer.all_special_tokens)
+        if reason:
+            return f"{column} {reason}"
+    kinds = {column: "messages" if isinstance(row[column], list) else "text" for column in columns}
+    if len(set(kinds.values())) > 1:
+        return ", ".join(f"{column} is {kind}" for column, kind in kinds.items()) + "; not both"
     if len(columns) == 3 and row["chosen"] == row["rejected"]:
         return "chosen equals rejected, so the pair says nothing"
     return None
+
+
+def _column_fault(value: object) -> str | None:
+    """What is wrong with a text or a list of messages, as "is empty"; or None."""
+    if value is None:
+        return "is missing or None"
+    if not isinstance(value, str | list):
+        return f"is a {type(value).__name__}, not text"
+    for message in value if isinstance(value, list) else ():
+        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+            return "is a list, but not one of messages with role and content"
+        if not isinstance(message.get("content"), str):
+            kind = type(message.get("content")).__name__
+            return f"has a message whose content is a {kind}, not text"
+    return None if any(text.strip() for text in texts_of(value)) else "is empty"
+
+
+def _special_fault(value: str | list, typed: str, special: Sequence[str]) -> str | None:
+    for text in texts_of(value):
+        for token in special:
+            if token in text.removeprefix(typed):
+                return f"contains the special token {token} as text"
+    return None
+
+
+def texts_of(value: str | list[dict]) -> list[str]:
+    """The texts of a column: itself, or the contents of its messages."""
+    return [value] if isinstance(value, str) else [message["content"] for message in value]
 
 
 def encode(
@@ -138,38 +179,55 @@ def encode(
 ) -> tuple[list[Example], list[Fault]]:
     """Validated token ids of every usable row, and the faults of all others.
 
-    Prompt and completion are tokenised apart, so no token can straddle the boundary, and each
-    completion ends with the end-of-text token. Nothing is ever cut: a row longer than `max_length`
+    `qlearn.lm.encoding` says which ids. Nothing is ever cut off: a row longer than `max_length`
     tokens is a fault, because a completion without its end has no terminal value.
+
+    Raises: InputError where rows are messages and the tokenizer has no chat template.
     """
-    special = tokenizer.all_special_tokens
-    usable, faults = [], []
+    faults = {}
+    texts, messages = [], []
     for number, row in rows:
-        reason = fault_of(row, columns, special)
+        reason = fault_of(row, columns, tokenizer)
         if reason:
-            faults.append(Fault(number, reason, str(row)[:120]))
+            faults[number] = reason
         else:
-            usable.append((number, row))
-    ids = {
-        column: tokenizer([row[column] for _, row in usable], add_special_tokens=False).input_ids
-        for column in columns
-        if usable
+            (texts if isinstance(row["prompt"], str) else messages).append((number, row))
+    columns_of_texts = [tuple(row[column] for column in columns) for _, row in texts]
+    encoded = {
+        number: ids
+        for (number, _), ids in zip(texts, encode_rows(tokenizer, columns_of_texts), strict=True)
     }
+    for number, row in messages:
+        try:
+            encoded[number] = _templated(row, columns, tokenizer)
+        except jinja2.TemplateError as error:
+            faults[number] = f"the chat template refuses its messages: {reason_of(error)}"
     examples = []
-    for i, (number, row) in enumerate(usable):
-        prompt = ids["prompt"][i]
-        ends = tuple([*ids[column][i], tokenizer.eos_token_id] for column in columns[1:])
-        reason = _token_fault(prompt, ends, columns, max_length)
-        if reason:
-            faults.append(Fault(number, reason, str(row)[:120]))
-        else:
-            examples.append(Example(number, prompt, ends))
-    return examples, sorted(faults, key=lambda fault: fault.row)
+    for number, row in sorted([*texts, *messages], key=lambda item: item[0]):
+        if number in encoded:
+            reason = _token_fault(encoded[number], columns, max_length)
+            if reason:
+                faults[number] = reason
+            else:
+                typed = bool(typed_begin(tokenizer, row["prompt"]))
+                examples.append(Example(number, *encoded[number], typed))
+    previews = {number: str(row)[:120] for number, row in rows if number in faults}
+    return examples, [Fault(n, faults[n], previews[n]) for n in sorted(faults)]
 
 
-def _token_fault(prompt, completions, columns, max_length) -> str | None:
+def _templated(row: dict, columns: Sequence[str], tokenizer) -> Encoded:
+    if tokenizer.chat_template is None:
+        raise InputError(
+            "The rows are messages, but the tokenizer has no chat template that turns them into "
+            "text; pass the tokenizer of a chat model with --tokenizer, or write the rows as text."
+        )
+    return encode_messages(tokenizer, tuple(row[column] for column in columns))
+
+
+def _token_fault(encoded: Encoded, columns, max_length) -> str | None:
+    prompt, completions, _ = encoded
     if not prompt:
-        return "the prompt has no token"
+        return "the prompt has no token of its own"
     if len(prompt) >= max_length:
         return f"the prompt has {len(prompt)} tokens, longer than the context of {max_length}"
     for column, ids in zip(columns[1:], completions, strict=True):
@@ -192,25 +250,18 @@ def check_quarantine(faults: Sequence[Fault], n_rows: int, allowed: float, sourc
         )
 
 
-def boundary_merges(
-    rows: Sequence[tuple[int, dict]], columns: Sequence[str], tokenizer: PreTrainedTokenizerBase
-) -> list[int]:
-    """Numbers of the rows where tokenising prompt and completion jointly gives other tokens.
+def boundary_merges(examples: Sequence[Example]) -> list[int]:
+    """Numbers of the rows in which a token straddles the seam of prompt and completion.
 
-    There a model that was trained on joint text meets an unfamiliar boundary; a completion that
-    begins with a space avoids it.
+    There a model is trained on another end of the prompt than it reads when it writes; a completion
+    that begins with a space, and a prompt that does not end with one, avoid it.
     """
-    merged = []
-    for number, row in rows:
-        for column in columns[1:]:
-            apart, joint = (
-                [i for text in texts for i in tokenizer(text, add_special_tokens=False).input_ids]
-                for texts in ((row["prompt"], row[column]), (row["prompt"] + row[column],))
-            )
-            if apart != joint:
-                merged.append(number)
-                break
-    return merged
+    return [example.row for example in examples if example.n_straddling]
+
+
+def begins_typed(examples: Sequence[Example]) -> list[int]:
+    """Numbers of the rows whose prompt has a begin token typed at its front; it counts once."""
+    return [example.row for example in examples if example.typed_begin]
 
 
 def as_pairs(examples: Sequence[Example], which: int = 0) -> list[tuple[list[int], list[int]]]:

@@ -107,8 +107,8 @@ def no_dropout(model: PreTrainedModel) -> PreTrainedModel:
 def _random_model(shape: str, tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
     if shape not in SHAPES:
         raise InputError(f"There is no shape {shape!r}; choose one of {', '.join(SHAPES)}.")
-    if tokenizer.eos_token_id is None or tokenizer.pad_token_id is None:
-        raise InputError("The tokenizer needs an end-of-text token and a padding token.")
+    if tokenizer.eos_token_id is None:
+        raise InputError("The tokenizer needs an end-of-text token.")
     config = config_of(SHAPES[shape], tokenizer)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

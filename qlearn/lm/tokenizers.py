@@ -5,6 +5,7 @@ import os
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from qlearn.errors import InputError
+from qlearn.lm.encoding import check_rule
 from qlearn.lm.grammar import EOS, MARKS, PAD
 from qlearn.lm.pretrained import from_pretrained
 from qlearn.lm.worlds import GRAMMARS, World
@@ -13,25 +14,24 @@ from qlearn.lm.worlds import GRAMMARS, World
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """The tokenizer called `name`: an embedded world's ("slots", "trips"), a directory, a hub id.
 
-    A directory may hold nothing but `tokenizer.json`. The padding token is never the end of text.
+    A directory may hold nothing but `tokenizer.json`. A tokenizer without a padding token gets
+    none: batches are padded by lengths and masks, so that no ordinary token need be made special.
 
-    Raises: InputError for an unreachable hub or a directory without a tokenizer.
+    Raises: InputError for an unreachable hub, a directory without a tokenizer, or a run whose rows
+    were encoded by another rule.
     """
     if name in {grammar.name for grammar in GRAMMARS.values()}:
         return world_tokenizer(World(name))
     lone = os.path.join(name, "tokenizer.json")
     if os.path.isfile(lone) and not os.path.isfile(os.path.join(name, "tokenizer_config.json")):
         tokenizer = PreTrainedTokenizerFast(tokenizer_file=lone, eos_token=EOS, bos_token=EOS)
+        if PAD in tokenizer.get_vocab():
+            tokenizer.pad_token = PAD
     else:
         tokenizer = from_pretrained(AutoTokenizer, name, "tokenizer")
     if tokenizer.eos_token_id is None:
         raise InputError(f"The tokenizer {name} has no end-of-text token, so no response can end.")
-    if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
-        # Pythia's tokenizer has a padding token that its configuration does not name. Elsewhere
-        # padding is never read (masks come from lengths), so any id but the end of text will do.
-        has_pad = tokenizer.convert_tokens_to_ids(PAD) not in (None, tokenizer.unk_token_id)
-        other = tokenizer.convert_ids_to_tokens(int(tokenizer.eos_token_id == 0))
-        tokenizer.pad_token = PAD if has_pad else other
+    check_rule(name, tokenizer)
     return tokenizer
 
 

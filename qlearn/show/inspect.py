@@ -165,10 +165,10 @@ def encoded(row: tuple[int, dict], columns: Sequence[str], tokenizer, max_length
     examples, faults = encode([row], columns, tokenizer, max_length)
     if faults:
         raise InputError(f"This response cannot be scored: {faults[0].reason}.")
-    if boundary_merges([row], columns, tokenizer):
+    if boundary_merges(examples):
         print(
-            "note: tokenised jointly, prompt and response would share a token; a response that "
-            "begins with a space usually avoids that."
+            "note: a token straddles the seam of prompt and response, so the response takes it "
+            "along; a response that begins with a space usually avoids that."
         )
     return examples[0]
 

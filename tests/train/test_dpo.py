@@ -14,6 +14,7 @@ from qlearn.lm.models import load_model
 from qlearn.train import dpo, sft
 from qlearn.train.dpo import DPOConfig
 from qlearn.train.sft import SFTConfig
+from tests.families import FAMILIES, tiny_llama
 
 
 def config(**changes):
@@ -33,10 +34,32 @@ def test_reference_trl_loss_gradient_and_rewards(
     tokenizer, model, other, pairs, preference_rows, tmp_path
 ):
     """Equal to TRL's DPOTrainer to 1e-5: policy ≠ reference, completions of unequal lengths."""
+    assert len({len(ids) for pair in pairs[:8] for ids in pair.completions}) > 2
+    compare_with_trl(tokenizer, model, other, preference_rows[:8], tmp_path)
+
+
+@pytest.mark.parametrize("family", ["llama", "llama3", "gpt2"])
+def test_reference_trl_where_a_text_begins_with_a_begin_token(family, tmp_path):
+    """As above with the tokenizer's own begin token, and without a padding token."""
+    tokenizer, words = FAMILIES[family](), "a b c d e f g h".split()
+    rows = [
+        {"prompt": " ".join(words[i:] + words[:i]), "chosen": f" {words[i]} he is late!",
+         "rejected": f" no {words[i - 1]}."}
+        for i in range(8)
+    ]  # fmt: skip
+    models = [tiny_llama(tokenizer, seed) for seed in (1, 2)]
+    if family == "llama":
+        pairs, _ = encode(list(enumerate(rows, 1)), PREFERENCE_COLUMNS, tokenizer, 256)
+        assert all(pair.prompt[0] == tokenizer.bos_token_id for pair in pairs)
+    compare_with_trl(tokenizer, *models, rows, tmp_path)
+
+
+def compare_with_trl(tokenizer, model, other, rows, tmp_path):
+    """Loss, rewards and gradients on one batch of `rows`, each side from the text on."""
     trl = pytest.importorskip("trl")
     from datasets import Dataset
 
-    assert len({len(ids) for pair in pairs[:8] for ids in pair.completions}) > 2
+    pairs, _ = encode(list(enumerate(rows, 1)), PREFERENCE_COLUMNS, tokenizer, 256)
     trainer = trl.DPOTrainer(
         copy.deepcopy(model),
         ref_model=copy.deepcopy(other),
@@ -44,8 +67,8 @@ def test_reference_trl_loss_gradient_and_rewards(
             output_dir=str(tmp_path), beta=0.3, per_device_train_batch_size=8, use_cpu=True,
             bf16=False, gradient_checkpointing=False, report_to=[], max_length=None,
         ),
-        train_dataset=Dataset.from_list(preference_rows[:8]),
-        processing_class=tokenizer,
+        train_dataset=Dataset.from_list(rows),
+        processing_class=copy.deepcopy(tokenizer),
     )  # fmt: skip
     batch = next(iter(trainer.get_train_dataloader()))
     trainer.model.train()
@@ -53,11 +76,11 @@ def test_reference_trl_loss_gradient_and_rewards(
     theirs.backward()
     metrics = trainer._metrics["train"]
 
-    ref_sums = dpo.reference_sums(other, pairs[:8], config())
-    out, chosen, rejected = dpo.pair_loss(model, pairs[:8], ref_sums, beta=0.3)
+    ref_sums = dpo.reference_sums(other, pairs, config())
+    out, chosen, rejected = dpo.pair_loss(model, pairs, ref_sums, beta=0.3)
     out.loss.mean().backward()
     ours = dpo.pair_metrics([(out, chosen.detach(), rejected.detach())])
-    assert abs(out.loss.mean().item() - math.log(2)) > 0.01  # the comparison is not of ln 2
+    assert (out.loss - math.log(2)).abs().mean() > 0.01  # the comparison is not of ln 2
     assert out.loss.mean().item() == pytest.approx(theirs.item(), rel=1e-5)
     for key in ("rewards/chosen", "rewards/rejected", "rewards/margins", "logps/chosen",
                 "logps/rejected", "rewards/accuracies"):  # fmt: skip
