@@ -7,6 +7,8 @@ import yaml
 
 from qlearn import cli, recipes
 from qlearn.errors import InputError
+from qlearn.lm.models import load_model
+from qlearn.lm.tokenizers import load_tokenizer
 from qlearn.train.dpo import DPOConfig
 from qlearn.train.sft import SFTConfig
 
@@ -145,6 +147,18 @@ def test_claim_inspect_says_which_beta_it_assumes(trained, capsys, tmp_path):
         "--prompt", "POST:", "--response", " Torn.", "--html", tmp_path / "p.html",
     )  # fmt: skip
     assert code == 0 and "does not say its β; using 0.1" in out
+
+
+def test_claim_inspect_refuses_a_reference_with_another_tokenizer(trained, capsys, tmp_path):
+    """Tables of one size say nothing: the words differ."""
+    trips = load_tokenizer("trips")
+    load_model("tiny", trips).save_pretrained(tmp_path / "trips")
+    trips.save_pretrained(tmp_path / "trips")
+    code, _, err = run(
+        capsys, "inspect", "--policy", trained / "policy", "--reference", tmp_path / "trips",
+        "--prompt", "POST:", "--response", " Torn.", "--html", tmp_path / "p.html",
+    )  # fmt: skip
+    assert code == 2 and "policy's tokenizer and the reference's are not the same" in err
 
 
 def test_claim_data_check_reports_everything(capsys, write_jsonl, tokenizer, tmp_path):

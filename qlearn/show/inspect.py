@@ -26,8 +26,8 @@ from qlearn.lm.data import (
     read_rows,
 )
 from qlearn.lm.logprobs import Row
-from qlearn.lm.models import check_same_vocabulary, load_model
-from qlearn.lm.tokenizers import load_tokenizer
+from qlearn.lm.models import explain_table_sizes, load_model
+from qlearn.lm.tokenizers import load_tokenizer, own_tokenizer
 from qlearn.options import check_output, check_ranges, check_text, option, required, write_text
 from qlearn.show import inspector
 from qlearn.show.inspector import Inspected, Measure
@@ -147,9 +147,10 @@ def load_models(
             "read in bfloat16 (--dtype float32 tries all the same)."
         )
     stored = {"dtype": torch.bfloat16} if too_large else {}
+    own = own_tokenizer(config.reference, tokenizer, "reference", given=bool(config.tokenizer))
     policy = load_model(config.policy, tokenizer, **stored).to(device)
-    reference = load_model(config.reference, tokenizer, **stored).to(device)
-    check_same_vocabulary(policy, reference)
+    reference = load_model(config.reference, own, **stored).to(device)
+    explain_table_sizes(policy, reference, "reference")
     return getattr(torch, dtype), policy, reference
 
 

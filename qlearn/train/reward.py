@@ -102,7 +102,7 @@ def load_reward_model(name: str, tokenizer: PreTrainedTokenizerBase) -> PreTrain
             f"The directory {name} holds no reward model (one label and its head) but another kind "
             "of model; `qlearn reward` makes one."
         )
-    check_same_tokenizer(tokenizer, load_tokenizer(name))
+    check_same_tokenizer(tokenizer, load_tokenizer(name), "reward model")
     return no_dropout(model).eval()
 
 

@@ -8,7 +8,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPTNeoXForCausalLM
 
 from qlearn.errors import InputError
-from qlearn.lm.models import SHAPES, check_same_vocabulary, config_of, load_model
+from qlearn.lm.models import SHAPES, config_of, explain_table_sizes, load_model
 from qlearn.lm.tokenizers import load_tokenizer
 from tests.families import FAMILIES
 
@@ -120,11 +120,13 @@ def test_claim_unknown_names_are_explained(tokenizer, tmp_path):
         load_tokenizer("nobody/nothing")
 
 
-def test_claim_different_vocabularies_are_refused(model, tokenizer):
+def test_claim_padded_tables_are_lawful_and_explained(model, tokenizer, capsys):
+    explain_table_sizes(model, model, "reference")
+    assert capsys.readouterr().out == ""
     big = GPTNeoXForCausalLM(config_of(SHAPES["tiny"], tokenizer))
     big.resize_token_embeddings(len(tokenizer) + 8)
-    with pytest.raises(InputError, match="two models of one vocabulary"):
-        check_same_vocabulary(model, big)
+    explain_table_sizes(model, big, "reference")
+    assert "the policy has 224 rows for tokens and the reference 232" in capsys.readouterr().out
 
 
 def test_claim_a_model_smaller_than_its_tokenizer_is_refused(model, tokenizer, tmp_path):

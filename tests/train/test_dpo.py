@@ -11,7 +11,8 @@ from transformers import AutoModelForCausalLM
 from qlearn.errors import InputError, RunStopped
 from qlearn.lm.data import PREFERENCE_COLUMNS, encode
 from qlearn.lm.models import load_model
-from qlearn.train import dpo, sft
+from qlearn.lm.tokenizers import load_tokenizer
+from qlearn.train import dpo, engine, sft
 from qlearn.train.dpo import DPOConfig
 from qlearn.train.sft import SFTConfig
 from tests.families import FAMILIES, tiny_llama
@@ -192,12 +193,24 @@ def test_claim_too_many_bad_rows_end_the_run(tmp_path, write_jsonl, preference_r
     assert (tmp_path / "out" / "quarantine.jsonl").exists()
 
 
-def test_claim_a_reference_of_another_vocabulary_is_refused(tmp_path, model, tokenizer):
-    model.resize_token_embeddings(len(tokenizer) + 8)
-    model.save_pretrained(tmp_path / "ref")
+def test_claim_a_reference_with_another_tokenizer_is_refused(tmp_path):
+    """As many rows, other words: compared by what they do."""
+    trips = load_tokenizer("trips")
+    load_model("tiny", trips).save_pretrained(tmp_path / "ref")
+    trips.save_pretrained(tmp_path / "ref")
     given = config(reference=str(tmp_path / "ref"), output_dir=str(tmp_path / "out"), world_rows=8)
-    with pytest.raises(InputError, match="two models of one vocabulary"):
+    with pytest.raises(InputError, match="tokenizer and the reference's are not the same: token"):
         dpo.run(given)
+
+
+def test_claim_a_reference_with_a_padded_table_is_lawful(tmp_path, model, tokenizer, capsys):
+    model.resize_token_embeddings(len(tokenizer) + 8)
+    engine.save(model, tokenizer, str(tmp_path / "ref"), {})
+    dpo.run(
+        config(reference=str(tmp_path / "ref"), output_dir=str(tmp_path / "out"), world_rows=40,
+               max_steps=1, max_quarantine=0.9)
+    )  # fmt: skip
+    assert "the policy has 224 rows for tokens and the reference 232" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("beta", [0.0, -0.1, math.inf, math.nan])
