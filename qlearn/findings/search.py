@@ -17,11 +17,11 @@ from qlearn.errors import InputError
 from qlearn.findings.objective import objective_of
 from qlearn.findings.proxy import tilted
 from qlearn.lm.cursor import Policy, parts, response_logps
-from qlearn.lm.data import read_rows
 from qlearn.lm.decode import SETTINGS, Decoding, decode
 from qlearn.lm.encoding import encode_prompts
 from qlearn.lm.logprobs import Row
 from qlearn.lm.models import explain_table_sizes, load_model
+from qlearn.lm.rows import read_rows
 from qlearn.lm.search import Forecast, implied_forecast
 from qlearn.lm.tokenizers import load_tokenizer, own_tokenizer
 from qlearn.lm.worlds import UNREADABLE, WORLDS, Post, World

@@ -1,16 +1,14 @@
-"""Preference and supervised data: read, validate, tokenise. Nothing is dropped without a word.
+"""Preference and supervised data: validated and tokenised. Nothing is dropped without a word.
 
-A source is a JSONL or parquet file or a hub id ("org/name" or "org/name:split") with columns
-`prompt, completion` (supervised) or `prompt, chosen, rejected` (preferences): TRL's names. A column
-is a text or a list of messages, {"role": ..., "content": ...}, all columns of a row alike.
+Rows have the columns `prompt, completion` (supervised) or `prompt, chosen, rejected` (preferences):
+TRL's names. A column is a text or a list of messages, {"role": ..., "content": ...}, all columns of
+a row alike. `qlearn.lm.rows` reads them.
 
 Faults of a file end the run with an `InputError`. Faults of a row put the row in quarantine with
 its number and the reason; more of those than allowed also end the run.
 """
 
-import json
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import jinja2
@@ -18,10 +16,16 @@ from transformers import PreTrainedTokenizerBase
 
 from qlearn.errors import InputError, reason_of
 from qlearn.lm.encoding import Encoded, encode_messages, encode_rows, typed_begin
+from qlearn.lm.rows import Unreadable, preview_of
 
 SFT_COLUMNS = ("prompt", "completion")
 PREFERENCE_COLUMNS = ("prompt", "chosen", "rejected")
-FILE_KINDS = (".jsonl", ".parquet")
+
+
+KINDS = {
+    int: "a number", float: "a number", bool: "true or false", dict: "an object", list: "a list",
+    str: "a text", bytes: "binary data", type(None): "null",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -49,74 +53,6 @@ class Fault:
     preview: str
 
 
-def read_rows(source: str, columns: Sequence[str]) -> list[tuple[int, dict]]:
-    """Every row of a source with its number, from 1 (in JSONL the number of its line).
-
-    Raises: InputError for a source that does not exist, a malformed line, an empty file, or a
-    column that no row has.
-    """
-    if source.endswith(FILE_KINDS):
-        if not os.path.isfile(source):
-            raise InputError(f"There is no file {source}.")
-        rows = list(_read_jsonl(source) if source.endswith(".jsonl") else _read_parquet(source))
-    elif os.path.exists(source):
-        raise InputError(f"{source} must be a .jsonl or .parquet file.")
-    else:
-        rows = _read_hub(source)
-    if not rows:
-        raise InputError(f"{source} is empty: it holds no row.")
-    require_columns(rows, columns, source)
-    return rows
-
-
-def require_columns(rows: Sequence[tuple[int, dict]], columns: Sequence[str], source: str) -> None:
-    """Raises InputError where no row has one of the columns, naming those that there are."""
-    found = sorted({key for _, row in rows if isinstance(row, dict) for key in row})
-    missing = [c for c in columns if c not in found]
-    if missing:
-        raise InputError(
-            f"{source} has no column {', '.join(missing)}; it has {', '.join(found) or 'none'}. "
-            f"Rename its columns to {', '.join(columns)}."
-        )
-
-
-def _read_jsonl(path: str) -> Iterator[tuple[int, dict]]:
-    with open(path, encoding="utf-8") as file:
-        try:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    yield number, json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(f"{path}, line {number}: not valid JSON ({error.msg}).") from error
-        except UnicodeDecodeError as error:
-            raise InputError(f"{path} is not UTF-8 text ({error.reason}).") from error
-
-
-def _read_parquet(path: str) -> Iterator[tuple[int, dict]]:
-    import pyarrow
-    import pyarrow.parquet as parquet
-
-    try:
-        table = parquet.read_table(path)
-    except (pyarrow.ArrowInvalid, OSError) as error:
-        raise InputError(f"{path} is not a readable parquet file ({reason_of(error)}).") from error
-    yield from enumerate(table.to_pylist(), start=1)
-
-
-def _read_hub(source: str) -> list[tuple[int, dict]]:
-    import datasets
-
-    name, _, split = source.partition(":")
-    try:
-        table = datasets.load_dataset(name, split=split or "train")
-    except Exception as error:  # the hub's many failures have no common class
-        raise InputError(
-            f"Could not read {source!r} as a file or from the hub; pass the path of a local .jsonl "
-            f"or .parquet file instead ({reason_of(error)})."
-        ) from error
-    return list(enumerate(table, start=1))
-
-
 def fault_of(
     row: object, columns: Sequence[str], tokenizer: PreTrainedTokenizerBase | None = None
 ) -> str | None:
@@ -125,8 +61,10 @@ def fault_of(
     With a tokenizer also: text that would become a special token. A begin token at the front of the
     prompt is none, since the tokenizer begins a text so.
     """
+    if isinstance(row, Unreadable):
+        return row.reason
     if not isinstance(row, dict):
-        return f"the row is a {type(row).__name__}, not an object with {', '.join(columns)}"
+        return f"the row is {kind_of(row)}, not an object with {', '.join(columns)}"
     for column in columns:
         value = row.get(column)
         reason = _column_fault(value)
@@ -148,13 +86,17 @@ def _column_fault(value: object) -> str | None:
     if value is None:
         return "is missing or None"
     if not isinstance(value, str | list):
-        return f"is a {type(value).__name__}, not text"
+        return f"is {kind_of(value)}, not text"
     for message in value if isinstance(value, list) else ():
         if not isinstance(message, dict) or not isinstance(message.get("role"), str):
             return "is a list, but not one of messages with role and content"
         if not isinstance(message.get("content"), str):
-            kind = type(message.get("content")).__name__
-            return f"has a message whose content is a {kind}, not text"
+            kind = kind_of(message.get("content"))
+            return f"has a message whose content is {kind}, not text"
+    for text in texts_of(value):
+        half = half_a_character(text)
+        if half is not None:
+            return f"has half a character (a lone surrogate) at character {half + 1}"
     return None if any(text.strip() for text in texts_of(value)) else "is empty"
 
 
@@ -163,6 +105,20 @@ def _special_fault(value: str | list, typed: str, special: Sequence[str]) -> str
         for token in special:
             if token in text.removeprefix(typed):
                 return f"contains the special token {token} as text"
+    return None
+
+
+def kind_of(value: object) -> str:
+    """What a value of JSON or parquet is, in words: "a number", "an object"."""
+    return KINDS.get(type(value), f"a {type(value).__name__}")
+
+
+def half_a_character(text: str) -> int | None:
+    """Where a text holds a lone surrogate, which no tokenizer can read, counted from 0; or None."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        return error.start
     return None
 
 
@@ -211,7 +167,7 @@ def encode(
             else:
                 typed = bool(typed_begin(tokenizer, row["prompt"]))
                 examples.append(Example(number, *encoded[number], typed))
-    previews = {number: str(row)[:120] for number, row in rows if number in faults}
+    previews = {number: preview_of(row) for number, row in rows if number in faults}
     return examples, [Fault(n, faults[n], previews[n]) for n in sorted(faults)]
 
 

@@ -23,10 +23,10 @@ from qlearn.lm.data import (
     as_pairs,
     boundary_merges,
     encode,
-    read_rows,
 )
 from qlearn.lm.logprobs import Row
 from qlearn.lm.models import explain_table_sizes, load_model
+from qlearn.lm.rows import read_rows
 from qlearn.lm.tokenizers import load_tokenizer, own_tokenizer
 from qlearn.options import check_output, check_ranges, check_text, option, required, write_text
 from qlearn.show import inspector

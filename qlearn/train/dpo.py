@@ -189,10 +189,12 @@ def shuffled(rows: Sequence[tuple[int, dict]], seed: int) -> list[tuple[int, dic
     """The same rows with chosen and rejected swapped by a fair coin."""
     rng = random.Random(f"shuffled {seed}")
     swap = {"chosen": "rejected", "rejected": "chosen"}
-    return [
-        (n, {swap.get(k, k): v for k, v in row.items()} if rng.random() < 0.5 else row)
-        for n, row in rows
-    ]
+    swapped = []
+    for number, row in rows:
+        if rng.random() < 0.5 and isinstance(row, dict):  # the others go into quarantine
+            row = {swap.get(key, key): value for key, value in row.items()}
+        swapped.append((number, row))
+    return swapped
 
 
 def same_weights(a: PreTrainedModel, b: PreTrainedModel) -> bool:

@@ -25,6 +25,7 @@ from qlearn.errors import InputError, RunStopped
 from qlearn.lm import data as data_module
 from qlearn.lm.data import Example, Fault, begins_typed
 from qlearn.lm.encoding import RULE
+from qlearn.lm.rows import read_rows
 from qlearn.lm.tokenizers import check_knows
 from qlearn.lm.worlds import WORLDS, World
 from qlearn.options import LARGEST_SEED, check_ranges, option, required
@@ -161,9 +162,9 @@ def load_examples(
         check_knows(tokenizer, world)
         rows = list(enumerate(draw(world), start=1))
     else:
-        rows = data_module.read_rows(config.data, columns)
+        rows = read_rows(config.data, columns)
     if config.eval_data:
-        held_out, name = data_module.read_rows(config.eval_data, columns), config.eval_data
+        held_out, name = read_rows(config.eval_data, columns), config.eval_data
     else:
         rows, held_out = split_rows(rows, config.eval_fraction, config.seed)
         name = f"{config.data} (held out)"

@@ -12,8 +12,8 @@ from qlearn.lm.data import (
     boundary_merges,
     check_quarantine,
     encode,
-    read_rows,
 )
+from qlearn.lm.rows import read_rows
 
 GOOD = {"prompt": "POST: I am a junior nurse. TL;DR:", "chosen": " Torn.", "rejected": " Happy."}
 
@@ -122,4 +122,4 @@ def test_claim_too_many_faults_end_the_run(tokenizer):
 
 def test_claim_all_rows_bad_still_gives_reasons(tokenizer):
     examples, faults = encode([(1, {}), (2, 3)], PREFERENCE_COLUMNS, tokenizer, 64)
-    assert not examples and "the row is a int" in faults[1].reason
+    assert not examples and "the row is a number" in faults[1].reason
