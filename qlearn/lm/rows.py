@@ -61,12 +61,8 @@ def require_columns(rows: Sequence[tuple[int, Row]], columns: Sequence[str], sou
     """
     names = sorted({key for _, row in rows if isinstance(row, dict) for key in row})
     missing = [c for c in columns if c not in names]
-    if not missing:
-        return
-    unreadable = [(number, row) for number, row in rows if isinstance(row, Unreadable)]
-    if len(unreadable) == len(rows):
-        number, row = unreadable[0]
-        raise InputError(f"{source} has no row that can be read: in row {number} {row.reason}.")
+    if not missing or all(isinstance(row, Unreadable) for _, row in rows):
+        return  # rows that cannot be read have faults of their own
     if "prompt" in missing and {"chosen", "rejected"} <= set(names):
         raise InputError(
             f"{source} has no column prompt: its prompts are implicit, the beginning that chosen "

@@ -112,7 +112,10 @@ def test_bug_files_of_other_systems_are_read(end, mark, name, tmp_path):
         (line().encode() + b"\n" + line().encode()[:20], "line 2: not valid JSON"),
         (b"", "is empty"),
         (b"\xef\xbb\xbf\r\n", "is empty"),
-        (raw(x="[" * 99_999 + "]" * 99_999).encode(), "in row 1 the row is nested too deeply"),
+        (
+            raw(x="[" * 99_999 + "]" * 99_999).encode(),
+            "the first is row 1: the row is nested too deeply",
+        ),
     ],
 )
 def test_claim_a_file_that_cannot_be_read_gets_one_sentence(content, sentence, tmp_path, capsys):
@@ -246,3 +249,24 @@ def test_bug_a_hub_out_of_reach_is_said_within_five_seconds(what, write_jsonl, t
     code, seconds = done.stdout.split()[-2:]
     assert code == "2" and float(seconds) < 5, done.stderr
     assert "the hub at http://127.0.0.1:9 cannot be reached" in done.stderr
+
+
+def test_claim_messages_are_trained_on_and_inspected(write_jsonl, tmp_path, capsys):
+    """SFT, DPO and the inspector, each from messages through the template of a Qwen-like model."""
+    start = families.save(tmp_path / "start", families.qwen())
+    answers = [{"role": "assistant", "content": "Not at all!"}]
+    pairs = write_jsonl("pairs.jsonl", [TALK, TALK | {"chosen": answers}] * 4)
+    turns = write_jsonl(
+        "turns.jsonl", [{"prompt": TALK["prompt"], "completion": TALK["chosen"]}] * 8
+    )
+    few = ["--max-steps", "1", "--eval-fraction", "0.25"]
+    sft, dpo = str(tmp_path / "sft"), str(tmp_path / "dpo")
+    for argv in (
+        ["sft", "--model", start, "--data", turns, "--output-dir", sft, *few],
+        ["dpo", "--model", sft, "--data", pairs, "--output-dir", dpo, *few],
+        ["inspect", "--policy", dpo, "--reference", sft, "--data", pairs, "--row", "2",
+         "--html", str(tmp_path / "page.html")],
+    ):  # fmt: skip
+        assert cli.main(argv) == 0
+    out = capsys.readouterr().out
+    assert "' all'" in out and "<|im_end|>" in out
