@@ -107,7 +107,7 @@ def duplicates(rows, columns) -> list[int]:
     """Numbers of the rows whose columns all equal those of an earlier row."""
     seen, again = set(), []
     for number, row in rows:
-        text = json.dumps([row[column] for column in columns], sort_keys=True)
+        text = json.dumps([row[column] for column in columns], sort_keys=True, default=str)
         if text in seen:
             again.append(number)
         seen.add(text)

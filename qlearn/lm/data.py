@@ -28,6 +28,10 @@ KINDS = {
 }  # fmt: skip
 
 
+# Its own, and those of what a template does with messages that it does not expect.
+TEMPLATE_ERRORS = (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError)
+
+
 @dataclass(frozen=True)
 class Example:
     """One row as token ids: the prompt, and one completion or a chosen and a rejected one.
@@ -153,10 +157,15 @@ def encode(
         number: ids
         for (number, _), ids in zip(texts, encode_rows(tokenizer, columns_of_texts), strict=True)
     }
+    if messages and tokenizer.chat_template is None:
+        raise InputError(
+            "The rows are messages, but the tokenizer has no chat template that turns them into "
+            "text; pass the tokenizer of a chat model with --tokenizer, or write the rows as text."
+        )
     for number, row in messages:
         try:
             encoded[number] = _templated(row, columns, tokenizer)
-        except jinja2.TemplateError as error:
+        except TEMPLATE_ERRORS as error:
             faults[number] = f"the chat template refuses its messages: {reason_of(error)}"
     examples = []
     for number, row in sorted([*texts, *messages], key=lambda item: item[0]):
@@ -172,12 +181,9 @@ def encode(
 
 
 def _templated(row: dict, columns: Sequence[str], tokenizer) -> Encoded:
-    if tokenizer.chat_template is None:
-        raise InputError(
-            "The rows are messages, but the tokenizer has no chat template that turns them into "
-            "text; pass the tokenizer of a chat model with --tokenizer, or write the rows as text."
-        )
-    return encode_messages(tokenizer, tuple(row[column] for column in columns))
+    messages = tuple(row[column] for column in columns)
+    settings = row.get("chat_template_kwargs") or {}
+    return encode_messages(tokenizer, messages, tools=row.get("tools"), **settings)
 
 
 def _token_fault(encoded: Encoded, columns, max_length) -> str | None:

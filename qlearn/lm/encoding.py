@@ -68,7 +68,12 @@ def encode_prompts(
 ) -> list[list[int]]:  # fmt: skip
     """The ids of each prompt, begun as the tokenizer begins a text, or rendered by its template."""
     if any(not isinstance(prompt, str) for prompt in prompts):
-        return [_prompt_ids(tokenizer, prompt) for prompt in prompts]
+        return [
+            encode_prompts(tokenizer, [prompt])[0]
+            if isinstance(prompt, str)
+            else _rendered(tokenizer, prompt, add_generation_prompt=True)
+            for prompt in prompts
+        ]
     begin = begin_ids(tokenizer)
     typed = [typed_begin(tokenizer, prompt) for prompt in prompts]
     texts = [prompt.removeprefix(mark) for prompt, mark in zip(prompts, typed, strict=True)]
@@ -94,18 +99,22 @@ def encode_rows(
 
 
 def encode_messages(
-    tokenizer: PreTrainedTokenizerBase, row: tuple[list[dict], ...]
-) -> Encoded:  # fmt: skip
+    tokenizer: PreTrainedTokenizerBase,
+    row: tuple[list[dict], ...],
+    tools: str | list | None = None,
+    **template_settings,
+) -> Encoded:
     """The ids of a row of messages, as the tokenizer's chat template writes them.
 
     Where a completion ends is the template's affair: most end a turn with the end of text and a
-    line break.
+    line break. `tools` (JSON, or what it holds) and further settings go to the template.
 
-    Raises: jinja2.TemplateError where the template refuses the messages.
+    Raises: jinja2.TemplateError where the template refuses the messages, or what it does itself.
     """
     prompt, *completions = row
-    wholes = [_rendered(tokenizer, prompt + completion) for completion in completions]
-    return cut_at_seam(_prompt_ids(tokenizer, prompt), wholes)
+    how = template_settings | {"tools": json.loads(tools) if isinstance(tools, str) else tools}
+    wholes = [_rendered(tokenizer, prompt + completion, **how) for completion in completions]
+    return cut_at_seam(_rendered(tokenizer, prompt, add_generation_prompt=True, **how), wholes)
 
 
 def cut_at_seam(prompt: list[int], wholes: Sequence[list[int]]) -> Encoded:
@@ -143,12 +152,6 @@ def rule_of(folder: str) -> str | None:
             return json.load(file).get("encoding")
     except (OSError, ValueError, AttributeError):
         return None
-
-
-def _prompt_ids(tokenizer, prompt: Text) -> list[int]:
-    if isinstance(prompt, str):
-        return encode_prompts(tokenizer, [prompt])[0]
-    return _rendered(tokenizer, prompt, add_generation_prompt=True)
 
 
 def _rendered(tokenizer, messages: list[dict], **how) -> list[int]:

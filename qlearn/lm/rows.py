@@ -15,7 +15,8 @@ from qlearn.lm import hub
 
 FILE_KINDS = (".jsonl", ".parquet")
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?(:[^/\\]+)?")
-COLUMNS = ("prompt", "completion", "chosen", "rejected")  # all that is ever read of a row
+# All that is ever read of a row; the last two go to a chat template, as in TRL.
+COLUMNS = ("prompt", "completion", "chosen", "rejected", "tools", "chat_template_kwargs")
 LONGEST_INTEGER = 4000  # digits; Python reads no more than 4,300
 PREVIEW = 120  # characters of a row that a quarantine shows
 

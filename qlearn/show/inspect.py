@@ -171,6 +171,8 @@ def encoded(row: tuple[int, dict], columns: Sequence[str], tokenizer, max_length
             "note: a token straddles the seam of prompt and response, so the response takes it "
             "along; a response that begins with a space usually avoids that."
         )
+    if examples[0].typed_begin:
+        print(f"note: the prompt begins with a typed {tokenizer.bos_token}; it counts once.")
     return examples[0]
 
 

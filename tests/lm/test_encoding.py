@@ -61,8 +61,24 @@ def test_reference_trl_ids_of_messages():
     tokenizer = families.qwen()
     examples = ours(tokenizer, CHATS)
     assert [(e.prompt, *e.completions) for e in examples] == theirs(tokenizer, CHATS)
+    assert not boundary_merges(examples)
     whole = tokenizer.decode(examples[0].prompt + examples[0].completions[0])
     assert whole.endswith("<|im_start|>assistant\nNo!<|im_end|>\n")
+
+
+def test_reference_trl_ids_of_messages_with_tools_and_settings():
+    """A template may read more than messages, and render a prompt alone in another way."""
+    tokenizer = families.qwen()
+    tokenizer.chat_template = (
+        "{% if tools %}{{ tools[0].name }}\n{% endif %}{{ mood }}" + families.CHAT
+        + "{% if add_generation_prompt %}be late{% endif %}"
+    )  # fmt: skip
+    more = {"tools": json.dumps([{"name": "clock"}]), "chat_template_kwargs": {"mood": "torn"}}
+    rows = [row | more for row in CHATS]
+    examples = ours(tokenizer, rows)
+    assert [(e.prompt, *e.completions) for e in examples] == theirs(tokenizer, rows)
+    assert tokenizer.decode(examples[0].prompt).startswith("clock\ntorn<|im_start|>user")
+    assert boundary_merges(examples) == [1, 2]
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 
@@ -197,7 +198,8 @@ def test_claim_messages_need_a_chat_template(write_jsonl, tmp_path, capsys):
     assert cli.main(["data", "check", path, "--tokenizer", str(tmp_path / "qwen")]) == 0
     assert "usable rows: 1" in capsys.readouterr().out
     assert cli.main(["data", "check", path, "--tokenizer", str(tmp_path / "gpt2")]) == 2
-    assert "has no chat template" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert "The rows are messages, but the tokenizer has no chat template" in err
 
 
 def test_claim_what_a_template_refuses_goes_into_quarantine():
@@ -236,19 +238,29 @@ print(code, time.perf_counter() - start)
 """
 
 
-@pytest.mark.parametrize("what", ["tokenizer", "data"])
-def test_bug_a_hub_out_of_reach_is_said_within_five_seconds(what, write_jsonl, tmp_path):
+@pytest.fixture
+def silent_port():
+    """A port that takes connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server.getsockname()[1]
+
+
+@pytest.mark.parametrize("what", ["tokenizer", "data", "silent"])
+def test_bug_a_hub_out_of_reach_is_said_within_five_seconds(
+    what, write_jsonl, tmp_path, silent_port
+):
     """No port of this machine listens at 9. It took 47 s for a tokenizer, 23 s for data."""
     path = write_jsonl("rows.jsonl", [GOOD])
-    argv = [path, "--tokenizer", "nobody/nothing"] if what == "tokenizer" else ["nobody/nothing"]
-    away = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path)}
+    argv = ["nobody/nothing"] if what == "data" else [path, "--tokenizer", "nobody/nothing"]
+    address = f"http://127.0.0.1:{silent_port if what == 'silent' else 9}"
+    away = {"HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path)}
     done = subprocess.run(
         [sys.executable, "-c", ASK, "data", "check", *argv],
         env=os.environ | away, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     code, seconds = done.stdout.split()[-2:]
     assert code == "2" and float(seconds) < 5, done.stderr
-    assert "the hub at http://127.0.0.1:9 cannot be reached" in done.stderr
+    assert f"the hub at {address} cannot be reached" in done.stderr
 
 
 def test_claim_messages_are_trained_on_and_inspected(write_jsonl, tmp_path, capsys):
