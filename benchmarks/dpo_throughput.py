@@ -34,9 +34,10 @@ from pathlib import Path
 import torch
 
 from qlearn import losses
-from qlearn.lm.data import PREFERENCE_COLUMNS, as_pairs, encode, read_rows
+from qlearn.lm.data import PREFERENCE_COLUMNS, as_pairs, encode
 from qlearn.lm.logprobs import collate, completion_logps, sum_logps
 from qlearn.lm.models import SHAPES, load_model
+from qlearn.lm.rows import read_rows
 from qlearn.lm.shared_prompt import collate_shared, shared_logps
 from qlearn.lm.tokenizers import load_tokenizer
 from qlearn.train.masters import Masters

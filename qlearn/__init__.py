@@ -17,7 +17,8 @@ exact     exact.tree           01, 15   the token MDP
 lm        lm.worlds, lm.grammar 09      embedded worlds, their exact truth
           lm.slots, lm.trips   09, 11   slot summaries; trips, the second world
           lm.models, lm.tokenizers, lm.pretrained               09
-          lm.data, lm.check, lm.logprobs, lm.tree               09
+          lm.rows, lm.hub, lm.data, lm.encoding, lm.check       09
+          lm.logprobs, lm.tree 09
           lm.shared_prompt     -        one prompt for several completions
           lm.training_args     -        what TRL's runs record
           lm.cursor, lm.decode, lm.search 12   Eqs 12, 13

@@ -7,6 +7,8 @@ import yaml
 
 from qlearn import cli, recipes
 from qlearn.errors import InputError
+from qlearn.lm.models import load_model
+from qlearn.lm.tokenizers import load_tokenizer
 from qlearn.train.dpo import DPOConfig
 from qlearn.train.sft import SFTConfig
 
@@ -120,7 +122,7 @@ def test_claim_inspect_prints_and_draws_every_token(trained, capsys, tmp_path):
         "--html", page,
     )  # fmt: skip
     assert code == 0 and "β = 0.25" in out
-    for token in ("'Torn'", "'novice'", "'<|endoftext|>'", "log π_ref", "surprisal"):
+    for token in ("' Torn'", "' novice'", "'<|endoftext|>'", "log π_ref", "surprisal"):
         assert token in out
     html = page.read_text(encoding="utf-8")
     assert html.count("<tr>") == 1 + 6 and "&lt;|endoftext|&gt;" in html
@@ -132,19 +134,33 @@ def test_claim_inspect_reads_a_row_of_a_file(trained, capsys, tmp_path, write_js
     base = ["inspect", "--policy", trained / "policy", "--reference", trained / "reference",
             "--html", tmp_path / "p.html", "--data", write_jsonl("pairs.jsonl", rows)]  # fmt: skip
     code, out, _ = run(capsys, *base, "--row", "1")
-    assert code == 0 and "chosen" in out and "'Happy'" in out
+    assert code == 0 and "chosen" in out and "' Happy'" in out
     code, _, err = run(capsys, *base, "--row", "9")
     assert code == 2 and "has no row 9; it has rows 1 to 2" in err
     code, _, err = run(capsys, *base, "--prompt", "a", "--response", "b")
     assert code == 2 and "Pass either" in err
 
 
-def test_claim_inspect_says_which_beta_it_assumes(trained, capsys, tmp_path):
+def test_claim_inspect_without_beta_prints_log_ratios_in_nats(trained, capsys, tmp_path):
+    """A policy that records no run: no β is made up, and nothing is called an advantage."""
     code, out, _ = run(
         capsys, "inspect", "--policy", trained / "reference", "--reference", trained / "policy",
         "--prompt", "POST:", "--response", " Torn.", "--html", tmp_path / "p.html",
     )  # fmt: skip
-    assert code == 0 and "does not say its β; using 0.1" in out
+    assert code == 0 and "has neither qlearn.yaml nor training_args.bin" in out
+    assert "log_ratio" in out and "in nats" in out and "advantage" not in out
+
+
+def test_claim_inspect_refuses_a_reference_with_another_tokenizer(trained, capsys, tmp_path):
+    """Tables of one size say nothing: the words differ."""
+    trips = load_tokenizer("trips")
+    load_model("tiny", trips).save_pretrained(tmp_path / "trips")
+    trips.save_pretrained(tmp_path / "trips")
+    code, _, err = run(
+        capsys, "inspect", "--policy", trained / "policy", "--reference", tmp_path / "trips",
+        "--prompt", "POST:", "--response", " Torn.", "--html", tmp_path / "p.html",
+    )  # fmt: skip
+    assert code == 2 and "policy's tokenizer and the reference's are not the same" in err
 
 
 def test_claim_data_check_reports_everything(capsys, write_jsonl, tokenizer, tmp_path):

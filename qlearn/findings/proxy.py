@@ -15,7 +15,6 @@ from qlearn.exact.search import tilt
 from qlearn.exact.soft import sequence_kl, soft_backup
 from qlearn.exact.tree import Levels, Tree
 from qlearn.lm.cursor import Mixture
-from qlearn.lm.models import check_same_vocabulary
 
 
 def tilted(
@@ -26,13 +25,13 @@ def tilted(
       EFT, proxy tuning   a large base, a small tuned and untuned pair, α = 1
       DeRa                base = untuned: α = 0 is the untuned model, α = 1 the tuned one
 
-    Raises: InputError where the three do not share a vocabulary, ValueError for α not finite.
+    The three share a tokenizer (`qlearn.lm.tokenizers.check_same_tokenizer`).
+
+    Raises: ValueError for α that is not finite.
     Source: Eqs 14 and 15, with the exponent that the paper's β leaves out; `eq-borrowed` in the
     book.
     """
     check_number("alpha", alpha)
-    for model in (tuned, untuned):
-        check_same_vocabulary(base, model)
     if base is untuned:  # two passes instead of three
         return Mixture((base, tuned), lambda b, t: tilt(b, t, b, alpha))
     return Mixture((base, tuned, untuned), lambda b, t, u: tilt(b, t, u, alpha))

@@ -17,12 +17,13 @@ from qlearn.errors import InputError
 from qlearn.findings.objective import objective_of
 from qlearn.findings.proxy import tilted
 from qlearn.lm.cursor import Policy, parts, response_logps
-from qlearn.lm.data import read_rows
 from qlearn.lm.decode import SETTINGS, Decoding, decode
+from qlearn.lm.encoding import encode_prompts
 from qlearn.lm.logprobs import Row
-from qlearn.lm.models import check_same_vocabulary, load_model
+from qlearn.lm.models import explain_table_sizes, load_model
+from qlearn.lm.rows import read_rows
 from qlearn.lm.search import Forecast, implied_forecast
-from qlearn.lm.tokenizers import load_tokenizer
+from qlearn.lm.tokenizers import load_tokenizer, own_tokenizer
 from qlearn.lm.worlds import UNREADABLE, WORLDS, Post, World
 from qlearn.options import (
     LARGEST_SEED,
@@ -103,7 +104,7 @@ def run(config: SearchConfig) -> None:
         "logp": response_logps(policy, rows, n).tolist(),
     }
     if config.reference:
-        reference = _load(config.reference, config, tokenizer, like=policy)
+        reference = _load(config.reference, config, tokenizer, "reference", like=policy)
         ref_logp = response_logps(reference, rows, n).tolist()
         columns["log_ratio"] = [p - r for p, r in zip(columns["logp"], ref_logp, strict=True)]
     if posts:
@@ -154,12 +155,13 @@ def load_prompts(config: SearchConfig) -> tuple[list[str], list[Post]]:
 
 def load_policy(config: SearchConfig, tokenizer: PreTrainedTokenizerBase) -> Policy:
     """The model that writes, tilted by a small pair where one is given."""
-    policy = _load(config.policy, config, tokenizer)
+    policy = _load(config.policy, config, tokenizer, "policy")
     if config.tuned is None:
         return policy
-    tuned = _load(config.tuned, config, tokenizer, like=policy)
-    same = config.untuned == config.policy
-    untuned = policy if same else _load(config.untuned, config, tokenizer, like=policy)
+    tuned = _load(config.tuned, config, tokenizer, "tuned model", like=policy)
+    same, untuned = config.untuned == config.policy, policy
+    if not same:
+        untuned = _load(config.untuned, config, tokenizer, "untuned model", like=policy)
     return tilted(policy, tuned, untuned, config.alpha)
 
 
@@ -174,7 +176,7 @@ def load_forecast(
     if config.guide:
         if config.tuned:
             raise InputError("A guide needs one model as its reference; leave out --tuned.")
-        guide = _load(config.guide, config, tokenizer, like=policy)
+        guide = _load(config.guide, config, tokenizer, "guide", like=policy)
         return implied_forecast(
             guide, policy, config.beta, tokenizer.eos_token_id, len(tokenizer), config.batch_size
         )
@@ -194,7 +196,9 @@ def exact_forecast(
     value = world.solve(beta).value
     post_of = {
         tuple(ids): post
-        for ids, post in zip(tokenizer([p.prompt for p in posts]).input_ids, posts, strict=True)
+        for ids, post in zip(
+            encode_prompts(tokenizer, [p.prompt for p in posts]), posts, strict=True
+        )
     }
     seen: dict[tuple, tuple] = {}  # text: (earned, state); the state is None where it is over
 
@@ -232,8 +236,11 @@ def write(path: str, columns: dict[str, list]) -> None:
     write_text("--output", path, "".join(f"{line}\n" for line in lines))
 
 
-def _load(name: str, config: SearchConfig, tokenizer, like: Policy | None = None):
+def _load(name: str, config: SearchConfig, tokenizer, role: str, like: Policy | None = None):
+    """The model called `name`; one beside the policy `like` must have the policy's tokenizer."""
+    if like is not None:
+        own_tokenizer(name, tokenizer, role, given=bool(config.tokenizer))
     model = load_model(name, tokenizer).to(choose_device(config.device))
     if like is not None:
-        check_same_vocabulary(parts(like)[0][0], model)
+        explain_table_sizes(parts(like)[0][0], model, role)
     return model

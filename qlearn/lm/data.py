@@ -1,36 +1,51 @@
-"""Preference and supervised data: read, validate, tokenise. Nothing is dropped without a word.
+"""Preference and supervised data: validated and tokenised. Nothing is dropped without a word.
 
-A source is a JSONL or parquet file or a hub id ("org/name" or "org/name:split") with text columns
-`prompt, completion` (supervised) or `prompt, chosen, rejected` (preferences): TRL's names.
+Rows have the columns `prompt, completion` (supervised) or `prompt, chosen, rejected` (preferences):
+TRL's names. A column is a text or a list of messages, {"role": ..., "content": ...}, all columns of
+a row alike. `qlearn.lm.rows` reads them.
 
 Faults of a file end the run with an `InputError`. Faults of a row put the row in quarantine with
 its number and the reason; more of those than allowed also end the run.
 """
 
-import json
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import jinja2
 from transformers import PreTrainedTokenizerBase
 
 from qlearn.errors import InputError, reason_of
+from qlearn.lm.encoding import Encoded, encode_messages, encode_rows, typed_begin
+from qlearn.lm.rows import Unreadable, preview_of
 
 SFT_COLUMNS = ("prompt", "completion")
 PREFERENCE_COLUMNS = ("prompt", "chosen", "rejected")
-FILE_KINDS = (".jsonl", ".parquet")
+
+
+KINDS = {
+    int: "a number", float: "a number", bool: "true or false", dict: "an object", list: "a list",
+    str: "a text", bytes: "binary data", type(None): "null",
+}  # fmt: skip
+
+
+# Its own, and those of what a template does with messages that it does not expect.
+TEMPLATE_ERRORS = (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError)
 
 
 @dataclass(frozen=True)
 class Example:
     """One row as token ids: the prompt, and one completion or a chosen and a rejected one.
 
-    Completions end with the end-of-text token; `row` is the row's number in its source, from 1.
+    Completions of text end with the end-of-text token; `row` is the row's number in its source,
+    from 1. `n_straddling` of the prompt's tokens went to the completions (see
+    `qlearn.lm.encoding`), and `typed_begin` tells whether a begin token stood in the text.
     """
 
     row: int
     prompt: list[int]
     completions: tuple[list[int], ...]
+    n_straddling: int = 0
+    typed_begin: bool = False
 
 
 @dataclass(frozen=True)
@@ -42,92 +57,78 @@ class Fault:
     preview: str
 
 
-def read_rows(source: str, columns: Sequence[str]) -> list[tuple[int, dict]]:
-    """Every row of a source with its number, from 1 (in JSONL the number of its line).
+def fault_of(
+    row: object, columns: Sequence[str], tokenizer: PreTrainedTokenizerBase | None = None
+) -> str | None:
+    """Why a row cannot be used, in words, or None.
 
-    Raises: InputError for a source that does not exist, a malformed line, an empty file, or a
-    column that no row has.
+    With a tokenizer also: text that would become a special token. A begin token at the front of the
+    prompt is none, since the tokenizer begins a text so.
     """
-    if source.endswith(FILE_KINDS):
-        if not os.path.isfile(source):
-            raise InputError(f"There is no file {source}.")
-        rows = list(_read_jsonl(source) if source.endswith(".jsonl") else _read_parquet(source))
-    elif os.path.exists(source):
-        raise InputError(f"{source} must be a .jsonl or .parquet file.")
-    else:
-        rows = _read_hub(source)
-    if not rows:
-        raise InputError(f"{source} is empty: it holds no row.")
-    require_columns(rows, columns, source)
-    return rows
-
-
-def require_columns(rows: Sequence[tuple[int, dict]], columns: Sequence[str], source: str) -> None:
-    """Raises InputError where no row has one of the columns, naming those that there are."""
-    found = sorted({key for _, row in rows if isinstance(row, dict) for key in row})
-    missing = [c for c in columns if c not in found]
-    if missing:
-        raise InputError(
-            f"{source} has no column {', '.join(missing)}; it has {', '.join(found) or 'none'}. "
-            f"Rename its columns to {', '.join(columns)}."
-        )
-
-
-def _read_jsonl(path: str) -> Iterator[tuple[int, dict]]:
-    with open(path, encoding="utf-8") as file:
-        try:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    yield number, json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(f"{path}, line {number}: not valid JSON ({error.msg}).") from error
-        except UnicodeDecodeError as error:
-            raise InputError(f"{path} is not UTF-8 text ({error.reason}).") from error
-
-
-def _read_parquet(path: str) -> Iterator[tuple[int, dict]]:
-    import pyarrow
-    import pyarrow.parquet as parquet
-
-    try:
-        table = parquet.read_table(path)
-    except (pyarrow.ArrowInvalid, OSError) as error:
-        raise InputError(f"{path} is not a readable parquet file ({reason_of(error)}).") from error
-    yield from enumerate(table.to_pylist(), start=1)
-
-
-def _read_hub(source: str) -> list[tuple[int, dict]]:
-    import datasets
-
-    name, _, split = source.partition(":")
-    try:
-        table = datasets.load_dataset(name, split=split or "train")
-    except Exception as error:  # the hub's many failures have no common class
-        raise InputError(
-            f"Could not read {source!r} as a file or from the hub; pass the path of a local .jsonl "
-            f"or .parquet file instead ({reason_of(error)})."
-        ) from error
-    return list(enumerate(table, start=1))
-
-
-def fault_of(row: object, columns: Sequence[str], special: Sequence[str]) -> str | None:
-    """Why a row cannot be used, in words, or None. `special` is text that would become a token."""
+    if isinstance(row, Unreadable):
+        return row.reason
     if not isinstance(row, dict):
-        return f"the row is a {type(row).__name__}, not an object with {', '.join(columns)}"
+        return f"the row is {kind_of(row)}, not an object with {', '.join(columns)}"
     for column in columns:
         value = row.get(column)
-        if value is None:
-            return f"{column} is missing or None"
-        if not isinstance(value, str):
-            return f"{column} is a {type(value).__name__}, not text"
-        if not value.strip():
-            return f"{column} is empty"
-        for text in special:
-            if text in value:
-                return f"{column} contains the special token {text} as text"
+        reason = _column_fault(value)
+        if reason is None and tokenizer is not None:
+            typed = typed_begin(tokenizer, value) if column == "prompt" else ""
+            reason = _special_fault(value, typed, tokenizer.all_special_tokens)
+        if reason:
+            return f"{column} {reason}"
+    kinds = {column: "messages" if isinstance(row[column], list) else "text" for column in columns}
+    if len(set(kinds.values())) > 1:
+        return ", ".join(f"{column} is {kind}" for column, kind in kinds.items()) + "; not both"
     if len(columns) == 3 and row["chosen"] == row["rejected"]:
         return "chosen equals rejected, so the pair says nothing"
     return None
+
+
+def _column_fault(value: object) -> str | None:
+    """What is wrong with a text or a list of messages, as "is empty"; or None."""
+    if value is None:
+        return "is missing or None"
+    if not isinstance(value, str | list):
+        return f"is {kind_of(value)}, not text"
+    for message in value if isinstance(value, list) else ():
+        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+            return "is a list, but not one of messages with role and content"
+        if not isinstance(message.get("content"), str):
+            kind = kind_of(message.get("content"))
+            return f"has a message whose content is {kind}, not text"
+    for text in texts_of(value):
+        half = half_a_character(text)
+        if half is not None:
+            return f"has half a character (a lone surrogate) at character {half + 1}"
+    return None if any(text.strip() for text in texts_of(value)) else "is empty"
+
+
+def _special_fault(value: str | list, typed: str, special: Sequence[str]) -> str | None:
+    for text in texts_of(value):
+        for token in special:
+            if token in text.removeprefix(typed):
+                return f"contains the special token {token} as text"
+    return None
+
+
+def kind_of(value: object) -> str:
+    """What a value of JSON or parquet is, in words: "a number", "an object"."""
+    return KINDS.get(type(value), f"a {type(value).__name__}")
+
+
+def half_a_character(text: str) -> int | None:
+    """Where a text holds a lone surrogate, which no tokenizer can read, counted from 0; or None."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        return error.start
+    return None
+
+
+def texts_of(value: str | list[dict]) -> list[str]:
+    """The texts of a column: itself, or the contents of its messages."""
+    return [value] if isinstance(value, str) else [message["content"] for message in value]
 
 
 def encode(
@@ -138,38 +139,57 @@ def encode(
 ) -> tuple[list[Example], list[Fault]]:
     """Validated token ids of every usable row, and the faults of all others.
 
-    Prompt and completion are tokenised apart, so no token can straddle the boundary, and each
-    completion ends with the end-of-text token. Nothing is ever cut: a row longer than `max_length`
+    `qlearn.lm.encoding` says which ids. Nothing is ever cut off: a row longer than `max_length`
     tokens is a fault, because a completion without its end has no terminal value.
+
+    Raises: InputError where rows are messages and the tokenizer has no chat template.
     """
-    special = tokenizer.all_special_tokens
-    usable, faults = [], []
+    faults = {}
+    texts, messages = [], []
     for number, row in rows:
-        reason = fault_of(row, columns, special)
+        reason = fault_of(row, columns, tokenizer)
         if reason:
-            faults.append(Fault(number, reason, str(row)[:120]))
+            faults[number] = reason
         else:
-            usable.append((number, row))
-    ids = {
-        column: tokenizer([row[column] for _, row in usable], add_special_tokens=False).input_ids
-        for column in columns
-        if usable
+            (texts if isinstance(row["prompt"], str) else messages).append((number, row))
+    columns_of_texts = [tuple(row[column] for column in columns) for _, row in texts]
+    encoded = {
+        number: ids
+        for (number, _), ids in zip(texts, encode_rows(tokenizer, columns_of_texts), strict=True)
     }
+    if messages and tokenizer.chat_template is None:
+        raise InputError(
+            "The rows are messages, but the tokenizer has no chat template that turns them into "
+            "text; pass the tokenizer of a chat model with --tokenizer, or write the rows as text."
+        )
+    for number, row in messages:
+        try:
+            encoded[number] = _templated(row, columns, tokenizer)
+        except TEMPLATE_ERRORS as error:
+            faults[number] = f"the chat template refuses its messages: {reason_of(error)}"
     examples = []
-    for i, (number, row) in enumerate(usable):
-        prompt = ids["prompt"][i]
-        ends = tuple([*ids[column][i], tokenizer.eos_token_id] for column in columns[1:])
-        reason = _token_fault(prompt, ends, columns, max_length)
-        if reason:
-            faults.append(Fault(number, reason, str(row)[:120]))
-        else:
-            examples.append(Example(number, prompt, ends))
-    return examples, sorted(faults, key=lambda fault: fault.row)
+    for number, row in sorted([*texts, *messages], key=lambda item: item[0]):
+        if number in encoded:
+            reason = _token_fault(encoded[number], columns, max_length)
+            if reason:
+                faults[number] = reason
+            else:
+                typed = bool(typed_begin(tokenizer, row["prompt"]))
+                examples.append(Example(number, *encoded[number], typed))
+    previews = {number: preview_of(row) for number, row in rows if number in faults}
+    return examples, [Fault(n, faults[n], previews[n]) for n in sorted(faults)]
 
 
-def _token_fault(prompt, completions, columns, max_length) -> str | None:
+def _templated(row: dict, columns: Sequence[str], tokenizer) -> Encoded:
+    messages = tuple(row[column] for column in columns)
+    settings = row.get("chat_template_kwargs") or {}
+    return encode_messages(tokenizer, messages, tools=row.get("tools"), **settings)
+
+
+def _token_fault(encoded: Encoded, columns, max_length) -> str | None:
+    prompt, completions, _ = encoded
     if not prompt:
-        return "the prompt has no token"
+        return "the prompt has no token of its own"
     if len(prompt) >= max_length:
         return f"the prompt has {len(prompt)} tokens, longer than the context of {max_length}"
     for column, ids in zip(columns[1:], completions, strict=True):
@@ -192,25 +212,18 @@ def check_quarantine(faults: Sequence[Fault], n_rows: int, allowed: float, sourc
         )
 
 
-def boundary_merges(
-    rows: Sequence[tuple[int, dict]], columns: Sequence[str], tokenizer: PreTrainedTokenizerBase
-) -> list[int]:
-    """Numbers of the rows where tokenising prompt and completion jointly gives other tokens.
+def boundary_merges(examples: Sequence[Example]) -> list[int]:
+    """Numbers of the rows in which a token straddles the seam of prompt and completion.
 
-    There a model that was trained on joint text meets an unfamiliar boundary; a completion that
-    begins with a space avoids it.
+    There a model is trained on another end of the prompt than it reads when it writes; a completion
+    that begins with a space, and a prompt that does not end with one, avoid it.
     """
-    merged = []
-    for number, row in rows:
-        for column in columns[1:]:
-            apart, joint = (
-                [i for text in texts for i in tokenizer(text, add_special_tokens=False).input_ids]
-                for texts in ((row["prompt"], row[column]), (row["prompt"] + row[column],))
-            )
-            if apart != joint:
-                merged.append(number)
-                break
-    return merged
+    return [example.row for example in examples if example.n_straddling]
+
+
+def begins_typed(examples: Sequence[Example]) -> list[int]:
+    """Numbers of the rows whose prompt has a begin token typed at its front; it counts once."""
+    return [example.row for example in examples if example.typed_begin]
 
 
 def as_pairs(examples: Sequence[Example], which: int = 0) -> list[tuple[list[int], list[int]]]:

@@ -21,6 +21,7 @@ from transformers import PreTrainedTokenizerBase
 
 from qlearn.errors import InputError
 from qlearn.lm.cursor import Cursor, Policy, parts
+from qlearn.lm.encoding import encode_prompts
 from qlearn.lm.search import Forecast, Guided, mcts
 from qlearn.options import option
 
@@ -117,7 +118,7 @@ def decode(
     response exceed the context, or a forecast is missing.
     """
     n_tokens, eos = len(tokenizer), tokenizer.eos_token_id
-    ids = tokenizer(list(prompts), add_special_tokens=False).input_ids if prompts else []
+    ids = encode_prompts(tokenizer, prompts)
     _check(policy, ids, how, n_tokens, forecast)
     noise = torch.rand(
         len(ids), how.max_new_tokens, generator=torch.Generator().manual_seed(seed)

@@ -107,8 +107,8 @@ def no_dropout(model: PreTrainedModel) -> PreTrainedModel:
 def _random_model(shape: str, tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
     if shape not in SHAPES:
         raise InputError(f"There is no shape {shape!r}; choose one of {', '.join(SHAPES)}.")
-    if tokenizer.eos_token_id is None or tokenizer.pad_token_id is None:
-        raise InputError("The tokenizer needs an end-of-text token and a padding token.")
+    if tokenizer.eos_token_id is None:
+        raise InputError("The tokenizer needs an end-of-text token.")
     config = config_of(SHAPES[shape], tokenizer)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -128,11 +128,14 @@ def _check_head(model: PreTrainedModel, name: str) -> None:
             )
 
 
-def check_same_vocabulary(policy: PreTrainedModel, reference: PreTrainedModel) -> None:
-    """Raises InputError unless both models have one row for each of the same tokens."""
-    rows = [m.get_output_embeddings().weight.shape[0] for m in (policy, reference)]
+def explain_table_sizes(policy: PreTrainedModel, other: PreTrainedModel, role: str) -> None:
+    """Says it where two models of one tokenizer have tables of different sizes.
+
+    That is lawful: tables are padded to round numbers, and a row that no token names is never read.
+    """
+    rows = [m.get_output_embeddings().weight.shape[0] for m in (policy, other)]
     if rows[0] != rows[1]:
-        raise InputError(
-            f"The policy has {rows[0]} tokens and the reference {rows[1]}: log-ratios need two "
-            "models of one vocabulary, so pass the reference that the policy was trained from."
+        print(
+            f"note: the policy has {rows[0]} rows for tokens and the {role} {rows[1]}; their "
+            "tokenizer is the same, and the rows that only one has belong to no token of the data."
         )

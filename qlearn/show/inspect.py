@@ -23,11 +23,11 @@ from qlearn.lm.data import (
     as_pairs,
     boundary_merges,
     encode,
-    read_rows,
 )
 from qlearn.lm.logprobs import Row
-from qlearn.lm.models import check_same_vocabulary, load_model
-from qlearn.lm.tokenizers import load_tokenizer
+from qlearn.lm.models import explain_table_sizes, load_model
+from qlearn.lm.rows import read_rows
+from qlearn.lm.tokenizers import load_tokenizer, own_tokenizer
 from qlearn.options import check_output, check_ranges, check_text, option, required, write_text
 from qlearn.show import inspector
 from qlearn.show.inspector import Inspected, Measure
@@ -147,9 +147,10 @@ def load_models(
             "read in bfloat16 (--dtype float32 tries all the same)."
         )
     stored = {"dtype": torch.bfloat16} if too_large else {}
+    own = own_tokenizer(config.reference, tokenizer, "reference", given=bool(config.tokenizer))
     policy = load_model(config.policy, tokenizer, **stored).to(device)
-    reference = load_model(config.reference, tokenizer, **stored).to(device)
-    check_same_vocabulary(policy, reference)
+    reference = load_model(config.reference, own, **stored).to(device)
+    explain_table_sizes(policy, reference, "reference")
     return getattr(torch, dtype), policy, reference
 
 
@@ -165,11 +166,13 @@ def encoded(row: tuple[int, dict], columns: Sequence[str], tokenizer, max_length
     examples, faults = encode([row], columns, tokenizer, max_length)
     if faults:
         raise InputError(f"This response cannot be scored: {faults[0].reason}.")
-    if boundary_merges([row], columns, tokenizer):
+    if boundary_merges(examples):
         print(
-            "note: tokenised jointly, prompt and response would share a token; a response that "
-            "begins with a space usually avoids that."
+            "note: a token straddles the seam of prompt and response, so the response takes it "
+            "along; a response that begins with a space usually avoids that."
         )
+    if examples[0].typed_begin:
+        print(f"note: the prompt begins with a typed {tokenizer.bos_token}; it counts once.")
     return examples[0]
 
 

@@ -19,8 +19,8 @@ from qlearn import losses
 from qlearn.errors import InputError, RunStopped
 from qlearn.lm.data import PREFERENCE_COLUMNS, Example, as_pairs
 from qlearn.lm.logprobs import collate, completion_logps, sum_logps
-from qlearn.lm.models import check_same_vocabulary, load_model
-from qlearn.lm.tokenizers import default_tokenizer, load_tokenizer
+from qlearn.lm.models import explain_table_sizes, load_model
+from qlearn.lm.tokenizers import default_tokenizer, load_tokenizer, own_tokenizer
 from qlearn.lm.worlds import draw_pairs
 from qlearn.train import engine
 from qlearn.train.engine import Log, TrainingConfig, Updates, option
@@ -153,8 +153,9 @@ def run(config: DPOConfig) -> dict:
     tokenizer = load_tokenizer(config.tokenizer or default_tokenizer(config.model, config.data))
     model = load_model(config.model, tokenizer, config.seed).to(device)
     if config.reference:
-        reference = load_model(config.reference, tokenizer, config.seed).to(device)
-        check_same_vocabulary(model, reference)
+        own = own_tokenizer(config.reference, tokenizer, "reference", bool(config.tokenizer))
+        reference = load_model(config.reference, own, config.seed).to(device)
+        explain_table_sizes(model, reference, "reference")
     else:
         reference = copy.deepcopy(model)
     max_length = engine.context_length(model, config)
@@ -188,10 +189,12 @@ def shuffled(rows: Sequence[tuple[int, dict]], seed: int) -> list[tuple[int, dic
     """The same rows with chosen and rejected swapped by a fair coin."""
     rng = random.Random(f"shuffled {seed}")
     swap = {"chosen": "rejected", "rejected": "chosen"}
-    return [
-        (n, {swap.get(k, k): v for k, v in row.items()} if rng.random() < 0.5 else row)
-        for n, row in rows
-    ]
+    swapped = []
+    for number, row in rows:
+        if rng.random() < 0.5 and isinstance(row, dict):  # the others go into quarantine
+            row = {swap.get(key, key): value for key, value in row.items()}
+        swapped.append((number, row))
+    return swapped
 
 
 def same_weights(a: PreTrainedModel, b: PreTrainedModel) -> bool:

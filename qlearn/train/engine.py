@@ -23,7 +23,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, get_scheduler
 
 from qlearn.errors import InputError, RunStopped
 from qlearn.lm import data as data_module
-from qlearn.lm.data import Example, Fault
+from qlearn.lm.data import Example, Fault, begins_typed
+from qlearn.lm.encoding import RULE
+from qlearn.lm.rows import read_rows
 from qlearn.lm.tokenizers import check_knows
 from qlearn.lm.worlds import WORLDS, World
 from qlearn.options import LARGEST_SEED, check_ranges, option, required
@@ -160,9 +162,9 @@ def load_examples(
         check_knows(tokenizer, world)
         rows = list(enumerate(draw(world), start=1))
     else:
-        rows = data_module.read_rows(config.data, columns)
+        rows = read_rows(config.data, columns)
     if config.eval_data:
-        held_out, name = data_module.read_rows(config.eval_data, columns), config.eval_data
+        held_out, name = read_rows(config.eval_data, columns), config.eval_data
     else:
         rows, held_out = split_rows(rows, config.eval_fraction, config.seed)
         name = f"{config.data} (held out)"
@@ -189,6 +191,12 @@ def usable(
     examples, faults = data_module.encode(rows, columns, tokenizer, max_length)
     write_quarantine(config.output_dir, source, faults)
     print(f"{source}: {len(examples)} rows, {len(faults)} in quarantine")
+    typed = begins_typed(examples)
+    if typed:
+        print(
+            f"note: {len(typed)} prompts of {source} begin with a typed {tokenizer.bos_token}; it "
+            "counts once."
+        )
     data_module.check_quarantine(faults, len(rows), config.max_quarantine, source)
     return examples
 
@@ -402,9 +410,13 @@ def compared(
 def save(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, output_dir: str, summary: dict
 ) -> None:
-    """A directory that transformers' `from_pretrained` loads, with summary.json beside."""
+    """A directory that transformers' `from_pretrained` loads, with summary.json beside.
+
+    The tokenizer is written as it came in; summary.json also names the rule by which rows became
+    ids, because weights are of use only with the rule they were trained by.
+    """
     model.save_pretrained(output_dir)
     tokenizer.save_pretrained(output_dir)
     with open(os.path.join(output_dir, "summary.json"), "w", encoding="utf-8") as file:
-        json.dump(summary, file, indent=1)
+        json.dump(summary | {"encoding": RULE}, file, indent=1)
     print(f"saved to {output_dir}")

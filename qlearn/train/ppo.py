@@ -35,8 +35,8 @@ from qlearn.lm.logprobs import (
     completion_states,
     logps_of_states,
 )
-from qlearn.lm.models import check_same_vocabulary, load_model
-from qlearn.lm.tokenizers import default_tokenizer, load_tokenizer
+from qlearn.lm.models import explain_table_sizes, load_model
+from qlearn.lm.tokenizers import default_tokenizer, load_tokenizer, own_tokenizer
 from qlearn.lm.worlds import WORLDS, World
 from qlearn.train import engine
 from qlearn.train.engine import TrainingConfig, Updates, option
@@ -240,8 +240,9 @@ def run(config: PPOConfig) -> dict:
     tokenizer = load_tokenizer(config.tokenizer or default_tokenizer(config.model, config.data))
     policy = load_model(config.model, tokenizer, config.seed).to(device)
     if config.reference:
+        own_tokenizer(config.reference, tokenizer, "reference", bool(config.tokenizer))
         reference = load_model(config.reference, tokenizer, config.seed).to(device)
-        check_same_vocabulary(policy, reference)
+        explain_table_sizes(policy, reference, "reference")
     else:
         reference = copy.deepcopy(policy)
     judge, prompts, held_out = load_problem(config, tokenizer, device, room(policy, config))

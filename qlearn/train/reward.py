@@ -43,13 +43,16 @@ class RewardConfig(TrainingConfig):
     learning_rate: float = option(1e-4, "AdamW's learning rate after warm-up")
 
 
-def with_head(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+def with_head(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Example] = ()
+) -> PreTrainedModel:
     """A reward model on a copy of a language model's body, its head 0.
 
-    Raises: InputError for an architecture without a sequence classifier in transformers.
+    Its config names a padding id that occurs in none of `pairs`. Raises: InputError for an
+    architecture without a sequence classifier in transformers.
     """
     config = copy.deepcopy(model.config)
-    config.num_labels, config.pad_token_id = 1, tokenizer.pad_token_id
+    config.num_labels, config.get_text_config().pad_token_id = 1, None
     try:
         reward = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
     except ValueError as error:
@@ -59,7 +62,28 @@ def with_head(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Pre
         ) from error
     reward.base_model.load_state_dict(model.base_model.state_dict())
     nn.init.zeros_(reward.score.weight)
+    name_padding(reward, padding_id(tokenizer, pairs))
     return no_dropout(reward).to(model.device).eval()
+
+
+def padding_id(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Example]) -> int:
+    """An id that occurs in no row: the padding token's, or the first behind the tokenizer's last.
+
+    transformers reads the score at the last token that is not padding. Were that id an ordinary
+    word, or the end of text, a response that ends with it would be scored before its end.
+    """
+    used = {i for pair in pairs for ids in (pair.prompt, *pair.completions) for i in ids}
+    pad = tokenizer.pad_token_id
+    usable = pad is not None and pad not in {*used, tokenizer.eos_token_id}
+    return pad if usable else len(tokenizer)
+
+
+def name_padding(model: PreTrainedModel, pad: int) -> None:
+    """Writes the padding id into the config; where the table has no such row, adds one of zeros."""
+    if pad >= model.get_input_embeddings().weight.shape[0]:
+        table = model.resize_token_embeddings(pad + 1, mean_resizing=False)
+        nn.init.zeros_(table.weight[pad])
+    model.config.get_text_config().pad_token_id = pad
 
 
 def load_reward_model(name: str, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
@@ -78,7 +102,7 @@ def load_reward_model(name: str, tokenizer: PreTrainedTokenizerBase) -> PreTrain
             f"The directory {name} holds no reward model (one label and its head) but another kind "
             "of model; `qlearn reward` makes one."
         )
-    check_same_tokenizer(tokenizer, load_tokenizer(name))
+    check_same_tokenizer(tokenizer, load_tokenizer(name), "reward model")
     return no_dropout(model).eval()
 
 
@@ -191,7 +215,7 @@ def run(config: RewardConfig) -> dict:
             world, body, tokenizer, config.world_rows, f"reward {config.seed}"
         ),
     )  # fmt: skip
-    model = with_head(body, tokenizer)
+    model = with_head(body, tokenizer, [*pairs, *held_out])
     before = evaluate(model, held_out, config.per_device_train_batch_size)
     print(f"before: {_sentence(before)}")
     history = train(model, pairs, config, f"{config.output_dir}/metrics.jsonl")

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from qlearn.lm.cursor import Cursor
 from qlearn.lm.data import Example, as_pairs
 from qlearn.lm.decode import Decoding, draw
+from qlearn.lm.encoding import encode_prompts
 from qlearn.lm.grammar import EOS, split_words
 from qlearn.lm.logprobs import Row, collate, completion_logps
 from qlearn.lm.worlds import Post, World
@@ -129,7 +130,7 @@ def world_judge(world: World, posts: Sequence[Post], tokenizer: PreTrainedTokeni
 
     A line that has not ended is not complete, whatever it says.
     """
-    prompts = tokenizer([post.prompt for post in posts], add_special_tokens=False).input_ids
+    prompts = encode_prompts(tokenizer, [post.prompt for post in posts])
     post_of = {tuple(ids): post for ids, post in zip(prompts, posts, strict=True)}
 
     def judge(rows: Sequence[Row]) -> Tensor:

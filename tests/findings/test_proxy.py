@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from qlearn.errors import InputError
 from qlearn.exact import soft
 from qlearn.findings import proxy
 from qlearn.lm.cursor import Cursor
@@ -28,10 +27,14 @@ def test_eq_14_one_formula_for_eft_proxy_tuning_and_dera(model, other, tokenizer
     assert len(dera.models) == 2 and torch.allclose(logp(dera), logp(model), atol=1e-4)
 
 
-def test_claim_another_vocabulary_is_refused_in_a_sentence(model, other, tokenizer):
+def test_claim_a_padded_table_is_lawful(model, other, tokenizer):
+    """A base with 50,304 rows beside a pair with 224: rows that no token names have no say."""
     wide = load_model("random:pythia-14m", tokenizer)
-    with pytest.raises(InputError, match="50304"):
-        proxy.tilted(wide, model, other, 1.0)
+    prompts = tokenizer(["POST: I am a nurse.", "TL;DR:"]).input_ids
+    logp = [Cursor(m, prompts, len(tokenizer)).logp for m in (wide, model, other)]
+    mixed = Cursor(proxy.tilted(wide, model, other, 1.0), prompts, len(tokenizer)).logp
+    expected = (logp[0] + logp[1] - logp[2]).log_softmax(-1)
+    assert mixed.shape == (2, len(tokenizer)) and torch.allclose(mixed, expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0, 2.0])

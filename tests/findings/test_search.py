@@ -6,6 +6,7 @@ import pytest
 
 from qlearn import cli
 from qlearn.lm.models import load_model
+from qlearn.lm.tokenizers import load_tokenizer
 
 DECODERS = {
     "sample": ["--temperature", "0.7", "--top-k", "20"],
@@ -99,11 +100,28 @@ def test_claim_wrong_input_is_one_sentence(search, flags, sentence):
     assert code == 2 and sentence in err and "Traceback" not in err
 
 
-def test_claim_models_of_different_vocabularies_are_named(search, tokenizer, tmp_path):
+@pytest.mark.parametrize(
+    ("flags", "role"),
+    [
+        (["--reference", "TRIPS"], "reference"),
+        (["--decoder", "guided", "--guide", "TRIPS", "--beta", "0.1"], "guide"),
+        (["--tuned", "TRIPS", "--untuned", "TRIPS"], "tuned model"),
+    ],
+)
+def test_claim_a_model_with_another_tokenizer_is_named(search, tmp_path, flags, role):
+    trips = load_tokenizer("trips")
+    load_model("tiny", trips).save_pretrained(tmp_path / "trips")
+    trips.save_pretrained(tmp_path / "trips")
+    given = [str(tmp_path / "trips") if flag == "TRIPS" else flag for flag in flags]
+    code, err = search("--data", "slots", "--max-prompts", "1", *given)
+    assert code == 2 and f"tokenizer and the {role}'s are not the same: token" in err
+
+
+def test_claim_a_padded_table_is_lawful(search, tokenizer, tmp_path):
     load_model("random:pythia-14m", tokenizer).save_pretrained(tmp_path / "wide")
     tokenizer.save_pretrained(tmp_path / "wide")
-    code, err = search("--data", "slots", "--max-prompts", "1", "--reference", tmp_path / "wide")
-    assert code == 2 and "The policy has 224 tokens and the reference 50304" in err
+    out, _ = search("--data", "slots", "--max-prompts", "1", "--reference", tmp_path / "wide")
+    assert "the policy has 224 rows for tokens and the reference 50304" in out
 
 
 def test_claim_files_without_usable_prompts_are_named(search, write_jsonl):

@@ -12,8 +12,8 @@ from qlearn.lm.data import (
     boundary_merges,
     check_quarantine,
     encode,
-    read_rows,
 )
+from qlearn.lm.rows import read_rows
 
 GOOD = {"prompt": "POST: I am a junior nurse. TL;DR:", "chosen": " Torn.", "rejected": " Happy."}
 
@@ -66,7 +66,10 @@ def test_claim_sources_that_are_not_there_are_named(tmp_path):
         ({"chosen": None}, "chosen is missing or None"),
         ({"prompt": ""}, "prompt is empty"),
         ({"rejected": " \n"}, "rejected is empty"),
-        ({"chosen": [{"role": "user", "content": "x"}]}, "chosen is a list, not text"),
+        (
+            {"chosen": [{"role": "user", "content": "x"}]},
+            "prompt is text, chosen is messages, rejected is text; not both",
+        ),
         ({"chosen": GOOD["rejected"]}, "chosen equals rejected"),
         ({"chosen": GOOD["rejected"] + " "}, "become the same tokens"),
         ({"prompt": "a <|endoftext|> b"}, r"prompt contains the special token <\|endoftext\|>"),
@@ -100,11 +103,13 @@ def test_claim_boundary_merges_are_counted(write_jsonl):
     inner = Tokenizer(models.BPE(vocab, [("a", "b"), ("Ġ", "b")]))
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe = PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<|endoftext|>")
-    fused = {"prompt": "a", "completion": "b"}
-    apart = {"prompt": "a", "completion": " b"}
-    assert boundary_merges([(7, fused), (8, apart)], SFT_COLUMNS, bpe) == [7]
-    (first, second), _ = encode([(7, fused), (8, apart)], SFT_COLUMNS, bpe, 8)
-    assert first.completions[0] == [2, 0] and second.completions[0] == [5, 0]
+    fused = {"prompt": "ba", "completion": "b"}
+    apart = {"prompt": "ba", "completion": " b"}
+    alone = {"prompt": "a", "completion": "b"}
+    examples, faults = encode([(7, fused), (8, apart), (9, alone)], SFT_COLUMNS, bpe, 8)
+    assert [(e.prompt, e.completions[0]) for e in examples] == [([2], [3, 0]), ([2, 1], [5, 0])]
+    assert boundary_merges(examples) == [7]
+    assert [(f.row, f.reason) for f in faults] == [(9, "the prompt has no token of its own")]
 
 
 def test_claim_too_many_faults_end_the_run(tokenizer):
@@ -117,4 +122,4 @@ def test_claim_too_many_faults_end_the_run(tokenizer):
 
 def test_claim_all_rows_bad_still_gives_reasons(tokenizer):
     examples, faults = encode([(1, {}), (2, 3)], PREFERENCE_COLUMNS, tokenizer, 64)
-    assert not examples and "the row is a int" in faults[1].reason
+    assert not examples and "the row is a number" in faults[1].reason

@@ -1,16 +1,16 @@
 """Models and tokenizers: shapes, precision, what is refused."""
 
-import json
 import os
 
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, GPTNeoXForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPTNeoXForCausalLM
 
 from qlearn.errors import InputError
-from qlearn.lm.models import SHAPES, check_same_vocabulary, config_of, load_model
+from qlearn.lm.models import SHAPES, config_of, explain_table_sizes, load_model
 from qlearn.lm.tokenizers import load_tokenizer
+from tests.families import FAMILIES
 
 PARAMETERS = {  # as published for Pythia, with the 50,304 rows of its tables
     "pythia-14m": 14_067_712,
@@ -93,14 +93,18 @@ def test_claim_lone_tokenizer_json_is_enough(tokenizer, tmp_path):
     assert (again.eos_token_id, again.pad_token_id) == (0, 1)
 
 
-def test_claim_padding_is_never_the_end_of_text(tokenizer, tmp_path):
-    """Trap 2: a tokenizer that pads with the end of text gets another padding token."""
-    tokenizer.save_pretrained(tmp_path)
-    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
-    settings["pad_token"] = settings["eos_token"]
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
-    again = load_tokenizer(str(tmp_path))
-    assert again.pad_token_id != again.eos_token_id
+@pytest.mark.parametrize("family", FAMILIES)
+def test_claim_a_tokenizer_stays_as_it_came_in(family, tmp_path):
+    """No padding token is made up: "!" (id 0 of GPT-2) stays an ordinary word, in what is saved."""
+    tokenizer = FAMILIES[family]()
+    tokenizer.save_pretrained(tmp_path / "a")
+    load_tokenizer(str(tmp_path / "a")).save_pretrained(tmp_path / "b")
+    again = AutoTokenizer.from_pretrained(tmp_path / "b")
+    assert again.special_tokens_map == tokenizer.special_tokens_map
+    assert again.get_vocab() == tokenizer.get_vocab()
+    ids = tokenizer("No! Really!").input_ids
+    assert again("No! Really!").input_ids == ids
+    assert again.decode(ids, skip_special_tokens=True).strip() == "No! Really!"
 
 
 def test_claim_unknown_names_are_explained(tokenizer, tmp_path):
@@ -116,11 +120,13 @@ def test_claim_unknown_names_are_explained(tokenizer, tmp_path):
         load_tokenizer("nobody/nothing")
 
 
-def test_claim_different_vocabularies_are_refused(model, tokenizer):
+def test_claim_padded_tables_are_lawful_and_explained(model, tokenizer, capsys):
+    explain_table_sizes(model, model, "reference")
+    assert capsys.readouterr().out == ""
     big = GPTNeoXForCausalLM(config_of(SHAPES["tiny"], tokenizer))
     big.resize_token_embeddings(len(tokenizer) + 8)
-    with pytest.raises(InputError, match="two models of one vocabulary"):
-        check_same_vocabulary(model, big)
+    explain_table_sizes(model, big, "reference")
+    assert "the policy has 224 rows for tokens and the reference 232" in capsys.readouterr().out
 
 
 def test_claim_a_model_smaller_than_its_tokenizer_is_refused(model, tokenizer, tmp_path):

@@ -75,6 +75,7 @@ def test_claim_dera_agrees_with_a_walk_through_the_grammar(alpha):
         "exact_reward": walk(world, exact, reward),
         "mixed_objective": walk(world, mixed, reward) - walk(world, mixed, cost),
         "value": values[world.start],
+        "lost": price * walk(world, mixed, distance),
         "kl": walk(world, mixed, distance),
     }
     found = exactness.slot_world_dera(world)[exactness.key(alpha)]

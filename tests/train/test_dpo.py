@@ -11,9 +11,11 @@ from transformers import AutoModelForCausalLM
 from qlearn.errors import InputError, RunStopped
 from qlearn.lm.data import PREFERENCE_COLUMNS, encode
 from qlearn.lm.models import load_model
-from qlearn.train import dpo, sft
+from qlearn.lm.tokenizers import load_tokenizer
+from qlearn.train import dpo, engine, sft
 from qlearn.train.dpo import DPOConfig
 from qlearn.train.sft import SFTConfig
+from tests.families import FAMILIES, tiny_llama
 
 
 def config(**changes):
@@ -33,10 +35,32 @@ def test_reference_trl_loss_gradient_and_rewards(
     tokenizer, model, other, pairs, preference_rows, tmp_path
 ):
     """Equal to TRL's DPOTrainer to 1e-5: policy ≠ reference, completions of unequal lengths."""
+    assert len({len(ids) for pair in pairs[:8] for ids in pair.completions}) > 2
+    compare_with_trl(tokenizer, model, other, preference_rows[:8], tmp_path)
+
+
+@pytest.mark.parametrize("family", ["llama", "llama3", "gpt2"])
+def test_reference_trl_where_a_text_begins_with_a_begin_token(family, tmp_path):
+    """As above with the tokenizer's own begin token, and without a padding token."""
+    tokenizer, words = FAMILIES[family](), "a b c d e f g h".split()
+    rows = [
+        {"prompt": " ".join(words[i:] + words[:i]), "chosen": f" {words[i]} he is late!",
+         "rejected": f" no {words[i - 1]}."}
+        for i in range(8)
+    ]  # fmt: skip
+    models = [tiny_llama(tokenizer, seed) for seed in (1, 2)]
+    if family == "llama":
+        pairs, _ = encode(list(enumerate(rows, 1)), PREFERENCE_COLUMNS, tokenizer, 256)
+        assert all(pair.prompt[0] == tokenizer.bos_token_id for pair in pairs)
+    compare_with_trl(tokenizer, *models, rows, tmp_path)
+
+
+def compare_with_trl(tokenizer, model, other, rows, tmp_path):
+    """Loss, rewards and gradients on one batch of `rows`, each side from the text on."""
     trl = pytest.importorskip("trl")
     from datasets import Dataset
 
-    assert len({len(ids) for pair in pairs[:8] for ids in pair.completions}) > 2
+    pairs, _ = encode(list(enumerate(rows, 1)), PREFERENCE_COLUMNS, tokenizer, 256)
     trainer = trl.DPOTrainer(
         copy.deepcopy(model),
         ref_model=copy.deepcopy(other),
@@ -44,8 +68,8 @@ def test_reference_trl_loss_gradient_and_rewards(
             output_dir=str(tmp_path), beta=0.3, per_device_train_batch_size=8, use_cpu=True,
             bf16=False, gradient_checkpointing=False, report_to=[], max_length=None,
         ),
-        train_dataset=Dataset.from_list(preference_rows[:8]),
-        processing_class=tokenizer,
+        train_dataset=Dataset.from_list(rows),
+        processing_class=copy.deepcopy(tokenizer),
     )  # fmt: skip
     batch = next(iter(trainer.get_train_dataloader()))
     trainer.model.train()
@@ -53,11 +77,11 @@ def test_reference_trl_loss_gradient_and_rewards(
     theirs.backward()
     metrics = trainer._metrics["train"]
 
-    ref_sums = dpo.reference_sums(other, pairs[:8], config())
-    out, chosen, rejected = dpo.pair_loss(model, pairs[:8], ref_sums, beta=0.3)
+    ref_sums = dpo.reference_sums(other, pairs, config())
+    out, chosen, rejected = dpo.pair_loss(model, pairs, ref_sums, beta=0.3)
     out.loss.mean().backward()
     ours = dpo.pair_metrics([(out, chosen.detach(), rejected.detach())])
-    assert abs(out.loss.mean().item() - math.log(2)) > 0.01  # the comparison is not of ln 2
+    assert (out.loss - math.log(2)).abs().mean() > 0.01  # the comparison is not of ln 2
     assert out.loss.mean().item() == pytest.approx(theirs.item(), rel=1e-5)
     for key in ("rewards/chosen", "rewards/rejected", "rewards/margins", "logps/chosen",
                 "logps/rejected", "rewards/accuracies"):  # fmt: skip
@@ -169,12 +193,24 @@ def test_claim_too_many_bad_rows_end_the_run(tmp_path, write_jsonl, preference_r
     assert (tmp_path / "out" / "quarantine.jsonl").exists()
 
 
-def test_claim_a_reference_of_another_vocabulary_is_refused(tmp_path, model, tokenizer):
-    model.resize_token_embeddings(len(tokenizer) + 8)
-    model.save_pretrained(tmp_path / "ref")
+def test_claim_a_reference_with_another_tokenizer_is_refused(tmp_path):
+    """As many rows, other words: compared by what they do."""
+    trips = load_tokenizer("trips")
+    load_model("tiny", trips).save_pretrained(tmp_path / "ref")
+    trips.save_pretrained(tmp_path / "ref")
     given = config(reference=str(tmp_path / "ref"), output_dir=str(tmp_path / "out"), world_rows=8)
-    with pytest.raises(InputError, match="two models of one vocabulary"):
+    with pytest.raises(InputError, match="tokenizer and the reference's are not the same: token"):
         dpo.run(given)
+
+
+def test_claim_a_reference_with_a_padded_table_is_lawful(tmp_path, model, tokenizer, capsys):
+    model.resize_token_embeddings(len(tokenizer) + 8)
+    engine.save(model, tokenizer, str(tmp_path / "ref"), {})
+    dpo.run(
+        config(reference=str(tmp_path / "ref"), output_dir=str(tmp_path / "out"), world_rows=40,
+               max_steps=1, max_quarantine=0.9)
+    )  # fmt: skip
+    assert "the policy has 224 rows for tokens and the reference 232" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("beta", [0.0, -0.1, math.inf, math.nan])

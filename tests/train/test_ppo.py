@@ -378,9 +378,9 @@ def test_claim_no_room_for_a_prompt_is_refused(model):
         ppo.room(model, config(max_new_tokens=256))
 
 
-def test_claim_a_reference_of_another_vocabulary_is_refused(tmp_path, model, tokenizer):
-    model.resize_token_embeddings(len(tokenizer) + 8)
-    model.save_pretrained(tmp_path / "ref")
+def test_claim_a_reference_with_another_tokenizer_is_refused(tmp_path):
+    trips = load_tokenizer("trips")
+    engine.save(load_model("tiny", trips), trips, str(tmp_path / "ref"), {})
     given = replace(config(), reference=str(tmp_path / "ref"), output_dir=str(tmp_path / "out"))
-    with pytest.raises(InputError, match="two models of one vocabulary"):
+    with pytest.raises(InputError, match="tokenizer and the reference's are not the same: token"):
         ppo.run(given)

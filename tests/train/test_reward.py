@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification, BertConfig
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig
 
 from qlearn.errors import InputError
 from qlearn.lm.data import PREFERENCE_COLUMNS, as_pairs, encode
@@ -15,6 +15,7 @@ from qlearn.lm.models import load_model
 from qlearn.lm.tokenizers import load_tokenizer
 from qlearn.train import engine, reward
 from qlearn.train.reward import RewardConfig
+from tests.families import FAMILIES, save
 
 
 def config(**changes):
@@ -58,6 +59,40 @@ def test_reference_transformers_gives_the_same_scores(judge, tokenizer, pairs, t
     assert torch.allclose(ours, expected, atol=1e-5)
     assert torch.equal(ours, reward.scores(again, rows, batch_size=7))
     assert theirs.config.pad_token_id != theirs.config.eos_token_id
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_reference_transformers_scores_a_saved_run_without_a_hand(family, tmp_path, write_jsonl):
+    """Its own tokenizer and the config's padding id, one by one and in fours: equal to 1e-5.
+
+    Answers end with "!", which was once made the padding of tokenizers that have none.
+    """
+    start, folder = tmp_path / "start", tmp_path / "reward"
+    tokenizer = FAMILIES[family]()
+    save(start, tokenizer)
+    rows = [
+        {"prompt": f"Question: {i}?", "chosen": " Yes" + "!" * i, "rejected": " No" + " no" * i}
+        for i in range(1, 21)
+    ]
+    reward.run(
+        config(model=str(start), data=write_jsonl("pairs.jsonl", rows), output_dir=str(folder),
+               max_steps=3, learning_rate=0.01)
+    )  # fmt: skip
+    theirs = AutoModelForSequenceClassification.from_pretrained(folder)
+    again = AutoTokenizer.from_pretrained(folder)
+    assert again.special_tokens_map == tokenizer.special_tokens_map
+    pairs, faults = encode(list(enumerate(rows, 1)), PREFERENCE_COLUMNS, again, 256)
+    responses, pad = as_pairs(pairs) + as_pairs(pairs, 1), theirs.config.pad_token_id
+    assert not faults and pad not in {i for prompt, ids in responses for i in prompt + ids}
+    ours = reward.scores(reward.load_reward_model(str(folder), again), responses)
+    assert ours.std() > 0.01 and all(ids[-1] == again.eos_token_id for _, ids in responses)
+    for size in (1, 4):
+        with torch.no_grad():
+            expected = torch.cat(
+                [theirs(padded(responses[i : i + size], pad)).logits[:, 0]
+                 for i in range(0, len(responses), size)]
+            )  # fmt: skip
+        assert torch.allclose(ours, expected, atol=1e-5)
 
 
 def test_claim_the_score_is_read_at_the_end_of_text(judge, tokenizer, pairs):
