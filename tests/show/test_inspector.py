@@ -48,8 +48,6 @@ def test_claim_sign_decides_the_colour_and_size_its_strength():
     html = page(["good", "bad", "best"], advantages=[0.25, -0.5, 1.0])
     colours = re.findall(r'class="token" style="background: rgba\(([^"]+)\)" title', html)
     good, bad, _ = colours
-        r'<span class="token" style="background: rgba\(([^"]+)\)" title', html
-    )
     assert good.startswith(inspector.PRAISE) and bad.startswith(inspector.BLAME)
     assert float(good.split(",")[-1]) < float(bad.split(",")[-1]) <= inspector.STRONGEST
 
