@@ -17,6 +17,7 @@ lm        lm.worlds, lm.grammar 09      embedded worlds, their exact truth
           lm.slots, lm.trips   09, 11   slot summaries; trips, the second world
           lm.models, lm.tokenizers, lm.pretrained               09
           lm.data, lm.check, lm.logprobs, lm.tree               09
+          lm.shared_prompt, train.passes, train.masters         -        faster passes
           lm.cursor, lm.decode, lm.search 12   Eqs 12, 13
 train     train.sft, train.dpo, train.engine                    09
           train.reward, train.rollout, train.steps, train.ppo   10       Eqs 1, 2, 3

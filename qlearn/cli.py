@@ -1,8 +1,11 @@
 """The command line, qlearn COMMAND --flags, where flags come from the dataclasses."""
 
 import argparse
+import codecs
 import difflib
+import errno
 import importlib
+import io
 import sys
 
 from qlearn import recipes
@@ -38,7 +41,16 @@ A first run, with no file and no network, about a minute on a laptop:
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one command; returns 0, or 2 for unusable input, 1 for a run that stopped itself."""
-    argv = list(sys.argv[1:] if argv is None else argv)
+    sys.stdout, sys.stderr = forgiving(sys.stdout), forgiving(sys.stderr)
+    code = dispatch(list(sys.argv[1:] if argv is None else argv))
+    problem = lost_output(sys.stdout)
+    if problem:
+        print(f"qlearn: the output is not complete: {problem}.", file=sys.stderr)
+    return code or (2 if problem else 0)
+
+
+def dispatch(argv: list[str]) -> int:
+    """The exit code of one command. argparse ends --help and a bad flag with SystemExit."""
     width = max(map(len, COMMANDS))
     lines = "\n".join(f"  qlearn {c:{width}}  {text}" for c, (_, _, text) in COMMANDS.items())
     overview = OVERVIEW.format(commands=lines)
@@ -69,6 +81,67 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
+# --- the terminal ------------------------------------------------------------------------------
+
+# what a terminal without these letters shows for them; it shows ? for any other
+SPELLED = {
+    **{"β": "beta", "π": "pi", "γ": "gamma", "λ": "lambda", "α": "alpha", "σ": "sigma"},
+    **{"Σ": "sum", "−": "-", "±": "+-", "×": "x", "→": "->", "·": "|"},
+}
+
+
+def spell(error: UnicodeError) -> tuple[str, int]:
+    """A codec's error handler: β becomes beta where the terminal's encoding has no β."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    text = error.object[error.start : error.end]
+    return "".join(SPELLED.get(letter, "?") for letter in text), error.end
+
+
+codecs.register_error("qlearn.spell", spell)
+
+
+class Pipe(io.FileIO):
+    """The far end of a pipe that may close (`qlearn ... | head`): what comes after is dropped.
+
+    The work goes on: a training run whose first lines are enough for its reader is still saved.
+    """
+
+    lost = ""  # why something was dropped, where the reader did not want it so
+
+    def write(self, data) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            if error.errno not in (errno.EPIPE, errno.EINVAL):  # Windows says EINVAL
+                self.lost = error.strerror
+            return len(data)
+
+
+def forgiving(stream):
+    """A standard stream that neither its encoding nor a closed pipe turns into a traceback."""
+    if not isinstance(stream, io.TextIOWrapper):  # a notebook's, a test's, or none
+        return stream
+    stream.reconfigure(errors="qlearn.spell")
+    if stream not in (sys.__stdout__, sys.__stderr__) or stream.isatty():
+        return stream
+    stream.flush()
+    pipe = io.BufferedWriter(Pipe(stream.fileno(), "w", closefd=False))
+    return io.TextIOWrapper(
+        pipe, stream.encoding, stream.errors, line_buffering=stream.line_buffering
+    )
+
+
+def lost_output(stream) -> str:
+    """Why not everything could be written to a stream, a full disk say; empty where all was."""
+    if stream is not None:
+        stream.flush()
+    return getattr(getattr(getattr(stream, "buffer", None), "raw", None), "lost", "")
+
+
+# --- flags -------------------------------------------------------------------------------------
+
+
 class Help(argparse.ArgumentDefaultsHelpFormatter):
     """Shows a default only where there is one."""
 
@@ -91,7 +164,11 @@ def parse(command: str, config: type, argv: list[str]):
     """
     from transformers.hf_argparser import HfArgumentParser
 
-    parser = HfArgumentParser(
+    class Flags(HfArgumentParser):
+        def add_argument(self, *names, range=None, **how):  # it passes on all metadata of a field
+            return super().add_argument(*names, **how)
+
+    parser = Flags(
         config,
         prog=f"qlearn {command}",
         description=COMMANDS[command][2],
@@ -103,7 +180,7 @@ def parse(command: str, config: type, argv: list[str]):
         metavar="RECIPE",
         help=f"a YAML file with any of these flags, or one of {', '.join(recipes.names())}",
     )
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first = argparse.ArgumentParser(f"qlearn {command}", add_help=False, allow_abbrev=False)
     first.add_argument("--config")
     recipe = first.parse_known_args(argv)[0].config
     given = []

@@ -11,6 +11,10 @@ model, a batch or a device is.
   leave_one_out   advantages from whole returns of one prompt
   whiten          mean 0, variance 1
   nll             the supervised loss
+
+On entry each checks shapes, types and settings, and raises ValueError: a (B,) beside a (B, 1) would
+broadcast in silence. Numbers are not checked, for that would wait for the device at every step:
+NaN, ∞ − ∞ and 0 · ∞ come out as NaN, and a training run skips such a step and says so.
 """
 
 from typing import NamedTuple
@@ -18,6 +22,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from qlearn.exact.check import check_number, check_tensors
 from qlearn.exact.preferences import bradley_terry_logp
 from qlearn.exact.soft import implicit_reward
 
@@ -33,8 +38,10 @@ class DPO(NamedTuple):
 def bradley_terry(chosen: Tensor, rejected: Tensor) -> Tensor:
     """−log σ(R_w − R_l): the negative log-likelihood of each preference, (B,) to (B,), in nats.
 
+    Raises: ValueError unless both are of floats and of one shape.
     Source: Eq. 1; `eq-bradley-terry` in the book.
     """
+    check_tensors(chosen=chosen, rejected=rejected)
     return -bradley_terry_logp(chosen, rejected)
 
 
@@ -51,8 +58,13 @@ def dpo(
 
     Shapes: four (B,) tensors of log-probabilities of whole responses, each the *sum* over its
     tokens, EOS included (the mean would change β with the length). Nats.
+    Raises: ValueError unless the four are of floats and of one shape, and β positive and finite.
     Source: Eqs 4 and 9; `eq-dpo-loss` in the book.
     """
+    check_tensors(
+        logp_chosen=logp_chosen, logp_rejected=logp_rejected,
+        ref_logp_chosen=ref_logp_chosen, ref_logp_rejected=ref_logp_rejected,
+    )  # fmt: skip
     chosen = implicit_reward(logp_chosen, ref_logp_chosen, beta)
     rejected = implicit_reward(logp_rejected, ref_logp_rejected, beta)
     return DPO(bradley_terry(chosen, rejected), chosen.detach(), rejected.detach())
@@ -64,8 +76,11 @@ def ppo_clip(logp: Tensor, old_logp: Tensor, advantage: Tensor, clip: float) -> 
     Elementwise. Its gradient at π = π_old is that of −ρ A; once ρ has left the interval in the
     direction that A asks for, the token is left alone.
 
+    Raises: ValueError unless the three are of floats and of one shape, and clip is positive.
     Source: Schulman et al. (2017), Eq. 7; `eq-ppo` in the book.
     """
+    check_tensors(logp=logp, old_logp=old_logp, advantage=advantage)
+    check_number("clip", clip, above=0)
     ratio = (logp - old_logp).exp()
     return -(ratio * advantage).minimum(ratio.clamp(1 - clip, 1 + clip) * advantage)
 
@@ -75,8 +90,11 @@ def value_clip(value: Tensor, old_value: Tensor, target: Tensor, clip: float) ->
 
     Elementwise. Like `ppo_clip` it stops pushing once V has moved by more than `clip` towards G.
 
+    Raises: ValueError unless the three are of floats and of one shape, and clip is positive.
     Source: the authors' implementation of PPO (baselines, 2017); `eq-value-loss` in the book.
     """
+    check_tensors(value=value, old_value=old_value, target=target)
+    check_number("clip", clip, above=0)
     near = old_value + (value - old_value).clamp(-clip, clip)
     return ((value - target) ** 2).maximum((near - target) ** 2) / 2
 
@@ -90,17 +108,26 @@ def gae(
 
     Shapes: reward, value (of the state in which the token is chosen) and mask, all (B, T), mask 1
     on a row's tokens, which stand first. Both results are 0 where the mask is 0. λ = 1 is the
-    return less the value, λ = 0 the one-step error.
+    return less the value, λ = 0 the one-step error. What stands where the mask is 0 is not read.
 
+    Raises: ValueError unless the three are tables of one shape, the first two of floats, and γ and
+    λ lie in [0, 1].
     Source: Schulman et al. (2016), Eq. 16; `eq-gae` in the book.
     """
-    advantage = torch.zeros_like(reward)
-    ahead = next_value = torch.zeros_like(reward[:, 0])
+    check_tensors(mask, reward=reward, value=value)
+    check_number("gamma", gamma, least=0, most=1)
+    check_number("lam", lam, least=0, most=1)
+    if reward.ndim != 2:
+        raise ValueError(f"reward must be a table (B, T), not {tuple(reward.shape)}.")
+    off = mask == 0
+    reward, value = reward.masked_fill(off, 0.0), value.masked_fill(off, 0.0)
+    advantage = torch.zeros_like(reward + value)
+    ahead = next_value = advantage.new_zeros(len(reward))
     for t in reversed(range(reward.shape[1])):
         error = reward[:, t] + gamma * next_value - value[:, t]
-        ahead = (error + gamma * lam * ahead) * mask[:, t]
-        advantage[:, t], next_value = ahead, value[:, t] * mask[:, t]
-    return advantage, (advantage + value) * mask
+        ahead = (error + gamma * lam * ahead).masked_fill(off[:, t], 0.0)
+        advantage[:, t], next_value = ahead, value[:, t]
+    return advantage, advantage + value
 
 
 def leave_one_out(returns: Tensor) -> Tensor:
@@ -108,22 +135,45 @@ def leave_one_out(returns: Tensor) -> Tensor:
 
     The baseline does not know the response that it is taken from, so the gradient stays unbiased.
 
+    Raises: ValueError unless returns is a table of floats with at least two a prompt.
     Source: Kool et al. (2019); `eq-rloo` in the book.
     """
+    check_tensors(returns=returns)
+    if returns.ndim != 2 or returns.shape[1] < 2:
+        raise ValueError(
+            f"returns must be a table (prompts, k), k at least 2, not {tuple(returns.shape)}: "
+            "one response has no other to be compared with."
+        )
     k = returns.shape[1]
     return (returns - returns.mean(dim=1, keepdim=True)) * k / (k - 1)
 
 
 def whiten(x: Tensor, mask: Tensor) -> Tensor:
-    """(x − mean) / standard deviation over the places where the mask is 1; 0 elsewhere."""
+    """(x − mean) / standard deviation over the places where the mask is 1; 0 elsewhere.
+
+    Where nothing varies it is 0. What stands where the mask is 0 is not read.
+
+    Raises: ValueError unless x is of floats and has the mask's shape, or where x² overflows.
+    """
+    check_tensors(mask, x=x)
     kept = x[mask.bool()]
-    return (x - kept.mean()) / (kept.std(unbiased=False) + 1e-8) * mask
+    if (kept == kept[:1]).all():  # else rounding of the mean would be divided by itself
+        return torch.zeros_like(x)
+    deviation = kept.std(unbiased=False)
+    if deviation.isinf():
+        raise ValueError(f"x is too large for a variance in {x.dtype}; scale it down first.")
+    return ((x - kept.mean()) / (deviation + 1e-8)).masked_fill(mask == 0, 0.0)
 
 
 def nll(logp: Tensor, mask: Tensor) -> Tensor:
     """−Σ mask · log π / Σ mask: the mean over all response tokens of the batch, a scalar, in nats.
 
-    Shapes: logp and mask (B, T), mask 1 on response tokens. The mean is over tokens, not rows, so
-    micro-batches must be weighted by their token counts.
+    Shapes: logp and mask (B, T), mask 1 on response tokens; what stands elsewhere is not read. The
+    mean is over tokens, not rows, so micro-batches must be weighted by their token counts.
+    Raises: ValueError unless logp is of floats and has the mask's shape, or without a token.
+    Source: the supervised loss of stage 1; `eq-sft` in the book.
     """
-    return -(logp * mask).sum() / mask.sum()
+    check_tensors(mask, logp=logp)
+    if not mask.any():
+        raise ValueError("The batch has no response token, so its mean is not defined.")
+    return -logp.masked_fill(mask == 0, 0.0).sum() / mask.sum()

@@ -12,11 +12,12 @@ import pytest
 import yaml
 from pybtex.database import parse_file
 
-from qlearn.results import quote
+from qlearn.results import duration, load, quote
 
 ROOT = Path(__file__).resolve().parents[1]
 BOOK = ROOT / "book"
 PAGES = sorted(BOOK.glob("*.md"))
+CHAPTERS = sorted(BOOK.glob("[0-9][0-9]-*.md"))
 NOTEBOOKS = sorted(BOOK.glob("*.ipynb"))
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 CITATION = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
@@ -136,6 +137,80 @@ def test_nothing_installs_the_unowned_name():
     install = re.compile(rb"pip install (?:-\S+ )*[\"']?qlearn\b(?! @)")
     installing = [path for path in [*NOTEBOOKS, *sources()] if install.search(path.read_bytes())]
     assert installing == []
+
+
+OPENING = re.compile(r"^(?P<fence>`{3,}|:{3,}|~{3,})\{(?P<name>[\w:-]+)\}")
+OPTION = re.compile(r"^:[\w-]+:")
+HAS_A_CAPTION = ("figure", "image", "table", "literalinclude", "code-block")
+
+
+def options_that_run_over(text):
+    """(line number, directive) wherever an option's value goes on after the end of its line.
+
+    What stands below an option is another option, a blank line or the closing fence. Text without
+    indentation may follow the options of an admonition or a solution, whose content it then is.
+    """
+    lines = [*text.split("\n"), ""]
+    for number, line in enumerate(lines):
+        opening = OPENING.match(line)
+        if not opening:
+            continue
+        end = number + 1
+        while OPTION.match(lines[end]):
+            end += 1
+        below = lines[end]
+        follows = end > number + 1 and below.strip() and not below.startswith(opening["fence"])
+        if follows and (below[0].isspace() or opening["name"] in HAS_A_CAPTION):
+            yield end + 1, opening["name"]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.stem)
+def test_bug_an_option_that_ran_over_its_line_became_the_caption(page):
+    assert list(options_that_run_over(page.read_text(encoding="utf-8"))) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "faults"),
+    [
+        (":::{figure} a.png\n:alt: One\n  two.\n\nCaption.\n:::", [(3, "figure")]),
+        (":::{figure} a.png\n:alt: One\ntwo.\n\nCaption.\n:::", [(3, "figure")]),
+        ("- a\n\n````{note}\n:class: a\n  b\n````", [(5, "note")]),
+        (":::{figure} a.png\n:name: f\n:alt: One two.\n\nCaption.\n:::", []),
+        ("```{literalinclude} a.py\n:pyobject: f\n```", []),
+        (":::{solution} ex\n:class: dropdown\nIts first sentence.\n:::", []),
+        (":::{note}\n  Indented, but no option before it.\n:::", []),
+    ],
+)
+def test_an_option_that_runs_over_is_noticed(text, faults):
+    assert list(options_that_run_over(text)) == faults
+
+
+@pytest.mark.parametrize("page", CHAPTERS, ids=lambda path: path.stem)
+def test_bug_run_times_in_headers_are_measured(page):
+    """They were typed, and wrong by half. Each header quotes its own chapter's."""
+    header = page.read_text(encoding="utf-8").partition("**You will be able to**")[0]
+    quoted = f"about {{result}}`notebook_seconds:seconds.{page.stem}:duration` to run"
+    assert quoted in header and header.count(" to run") == 1
+    assert not re.search(r"\d+ (seconds|minutes?) to run", header)
+
+
+def test_every_chapter_was_timed():
+    assert set(load("notebook_seconds")["seconds"]) == {page.stem for page in CHAPTERS}
+
+
+@pytest.mark.parametrize("seconds, words", [
+    (0.3, "5 seconds"), (6.2, "5 seconds"), (8.9, "10 seconds"), (23.0, "20 seconds"),
+    (27, "half a minute"), (50.8, "three quarters of a minute"), (57.8, "a minute"),
+    (100, "a minute and a half"), (9000, "an hour"),
+])  # fmt: skip
+def test_a_duration_is_the_round_time_next_to_it(seconds, words):
+    assert duration(seconds) == words
+
+
+@pytest.mark.parametrize("seconds", [0, -1, float("nan"), float("inf"), "a minute"])
+def test_what_is_no_duration_is_refused(seconds):
+    with pytest.raises(ValueError, match="a number of seconds above 0"):
+        duration(seconds)
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,18 @@ import pytest
 import torch
 
 from qlearn.exact import search, shaping, soft
+from qlearn.exact.tree import ABSENT, Tree
 
 from .exact import oracle
-from .exact.worlds import EOS, as_dict, random_field, random_policy, small_problem
+from .exact.worlds import (
+    EOS,
+    as_dict,
+    by_oracle,
+    furthest,
+    random_field,
+    random_policy,
+    small_problem,
+)
 
 PAGE = (Path(__file__).resolve().parents[1] / "book" / "errata.md").read_text(encoding="utf-8")
 COMPLETE = oracle.responses(3, 3, EOS)
@@ -69,7 +78,7 @@ def test_claim_erratum_04_the_closed_form_needs_one_over_beta(solved):
     prior = [oracle.total(ref, y) for y in COMPLETE]
     best = [oracle.total(logp, y) for y in COMPLETE]
     right, printed = (oracle.gibbs(returns, prior, b) for b in (BETA, 1.0))
-    assert max(abs(x - y) for x, y in zip(best, right, strict=True)) < 1e-10
+    assert all(abs(x - y) < 1e-10 for x, y in zip(best, right, strict=True))
     assert max(abs(x - y) for x, y in zip(best, printed, strict=True)) > 0.1
     z = math.fsum(math.exp(q + g / BETA) for q, g in zip(prior, returns, strict=True))
     for g, q, p in zip(returns, prior, best, strict=True):
@@ -114,7 +123,7 @@ def test_claim_erratum_07_equivalence_needs_potentials_that_end_at_zero():
     for t in range(1, tree.horizon):
         potential.append(so_far[t - 1][tree.child[t - 1] >= 0])
     shaped = shaping.shape_reward(tree, reward, tuple(potential), so_far, keep_preferences=False)
-    assert max((x - y).abs().max() for x, y in zip(shaped, other, strict=True)) < 1e-12
+    assert furthest(shaped, other) < 1e-12
     gap = tree.path_sums(other) - tree.path_sums(reward)
     assert gap.max() - gap.min() > 0.1
     with pytest.raises(ValueError, match="not equivalent"):
@@ -144,12 +153,13 @@ def test_claim_erratum_09_guided_decoding_conditions_on_the_state(solved):
 def test_claim_erratum_10_likelihood_search_adds_the_value_of_the_prompt():
     """Eq. 13 prints −V*(s₀); the score is +V*(s₀) + β Σ log π*, for every prefix."""
     tree, reward, log_ref = small_problem(2)
-    best = soft.soft_backup(tree, reward, log_ref, BETA)
-    guided = search.guided_scores(tree, reward, log_ref, BETA)
-    value = best.value[0].item()
-    for g, p in zip(guided, tree.prefix_sums(best.logp), strict=True):
-        assert (g - (value + BETA * p)).abs().max() < 1e-10
-        assert ((g - (-value + BETA * p)).abs() - 2 * abs(value)).abs().max() < 1e-10
+    guided = as_dict(tree, search.guided_scores(tree, reward, log_ref, BETA))
+    values, _, logp = by_oracle(tree, reward, log_ref, BETA)
+    value, likely = values[0].item(), as_dict(tree, logp)
+    for (s, a), g in guided.items():
+        log_pi = oracle.total(likely, (*s, a))
+        assert abs(g - (value + BETA * log_pi)) < 1e-10
+        assert abs(abs(g - (-value + BETA * log_pi)) - 2 * abs(value)) < 1e-10
     assert abs(value) > 0.1
 
 
@@ -177,29 +187,65 @@ def test_claim_erratum_11_proxy_tuning_has_two_temperatures_and_the_other_advant
 
 
 def test_claim_erratum_12_the_bijection_is_about_the_optimal_q():
-    """Appendix A says 'for a fixed policy': Q^π of another policy is not Q*."""
+    """Appendix A says 'for a fixed policy': Q^π of another policy is not Q*.
+
+    r + E[what follows] by enumeration: that of π* is Q̃*, that of a fixed policy lies below it, and
+    the inverse of Eq. 7 gives the reward back from Q* and not from Q^π.
+    """
     tree, reward, log_ref = small_problem(5)
-    paid = soft.kl_reward(random_policy(tree, 6), reward, log_ref, BETA)
-    _, fixed = soft.evaluate(tree, random_policy(tree, 6), paid)
-    best = soft.soft_backup_prior(tree, reward, log_ref, BETA).q_tilde
-    assert (fixed[0] - best[0]).abs().max() > 0.1
-    star = soft.soft_backup(tree, reward, log_ref, BETA).logp
-    _, own = soft.evaluate(tree, star, soft.kl_reward(star, reward, log_ref, BETA))
-    implied = soft.implicit_rewards(star, log_ref, BETA)
-    for q, qt, x in zip(own, best, implied, strict=True):
-        assert (q - (qt - x)).abs().max() < 1e-10  # what is left of Q̃* after its own token's price
+    _, best, star = by_oracle(tree, reward, log_ref, BETA)
+    by_backup = soft.soft_backup_prior(tree, reward, log_ref, BETA).q_tilde
+    assert furthest(by_backup, best) < 1e-10
+    paths = {}
+    for name, policy in (("best", star), ("fixed", random_policy(tree, 6))):
+        p, ref, r = (as_dict(tree, x) for x in (policy, log_ref, reward))
+        paid = soft.kl_reward(policy, reward, log_ref, BETA)
+        _, evaluated = soft.evaluate(tree, policy, paid)
+        q = {}
+        for s, a in r:
+            ahead, n = [y for y in COMPLETE if y[: len(s) + 1] == (*s, a)], len(s) + 1
+            later = math.fsum(
+                math.exp(oracle.total(p, y, n)) * sum(r[e] - BETA * (p[e] - ref[e])
+                for e in oracle.steps(y, n)) for y in ahead
+            )  # fmt: skip
+            q[s, a] = r[s, a] + later
+            price = BETA * (p[s, a] - ref[s, a])
+            level, row = len(s) - 1, tree.prefixes()[len(s) - 1].index(s)
+            assert abs(evaluated[level][row, a].item() - (q[s, a] - price)) < 1e-10
+        paths[name] = q
+    exact = as_dict(tree, best)
+    assert all(abs(paths["best"][e] - x) < 1e-10 for e, x in exact.items())
+    assert all(paths["fixed"][e] < x + 1e-12 for e, x in exact.items())
+    assert max(x - paths["fixed"][e] for e, x in exact.items()) > 0.1
+    for name, recovers in (("best", True), ("fixed", False)):
+        q = tree.split(torch.tensor(list(paths[name].values()), dtype=torch.float64))
+        inside = tuple(x + BETA * ref for x, ref in zip(q, log_ref, strict=True))
+        back = soft.reward_from_q(tree, inside, log_ref, BETA)
+        assert (furthest(back, reward) < 1e-10) == recovers
 
 
 def test_claim_erratum_13_denoising_goes_on_to_the_next_image():
-    """App. B prints a_t = x_{T−t+1}, the image before; f must lead to x_{T−t−1}."""
-    images, steps = {t: f"x{t}" for t in range(5)}, 4  # x_T … x_0
-    state = [(images[steps - t], steps - t) for t in range(steps + 1)]
-    for t in range(steps):
-        right = images[steps - t - 1]
-        assert (right, steps - t - 1) == state[t + 1]
+    """App. B prints a_t = x_{T−t+1}, the image before; f must lead to x_{T−t−1}.
+
+    Each image has another number of values, so a level's table shows which image its actions pick:
+    against the chain written out as a graph of states (x_{T−t}, T − t).
+    """
+    steps = 4
+    n_values = {4: 2, 3: 5, 2: 3, 1: 6, 0: 4}  # of x_T … x_0
+    tree = Tree.layered([n_values[steps - t - 1] for t in range(steps)], n_values[steps])
+    graph = {
+        (value, t): [(after, t - 1) if t > 1 else None for after in range(n_values[t - 1])]
+        for t in range(1, steps + 1) for value in range(n_values[t])
+    }  # fmt: skip
+    by_hand, states = Tree.from_graph(graph, [(value, steps) for value in range(n_values[steps])])
+    for t, (table, expected) in enumerate(zip(tree.child, by_hand.child, strict=True)):
+        n_states, n_actions = table.shape
+        assert (n_states, n_actions) == (n_values[steps - t], n_values[steps - t - 1])
+        assert torch.equal(table, expected[:, :n_actions])
+        assert (expected[:, n_actions:] == ABSENT).all()
+        assert states[t] == [(value, steps - t) for value in range(n_states)]
         if t:
-            printed = images[steps - t + 1]
-            assert printed == state[t - 1][0] and (printed, steps - t - 1) != state[t + 1]
+            assert n_actions != n_values[steps - t + 1]  # the printed a_t would be one of these
 
 
 def test_page_and_tests_have_the_same_numbers():

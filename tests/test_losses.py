@@ -147,7 +147,7 @@ def test_claim_loss_starts_at_ln_2_whatever_beta():
 
 
 def test_claim_nll_is_a_token_mean():
-    """Rows of unequal length weigh by their tokens, and padding weighs nothing."""
+    """Rows of unequal length weigh by their tokens, and padding weighs nothing. `eq-sft`"""
     logp = torch.tensor([[-1.0, -2.0, -3.0], [-5.0, 99.0, 99.0]])
     mask = torch.tensor([[1, 1, 1], [1, 0, 0]])
     assert losses.nll(logp, mask).item() == pytest.approx(11 / 4)
@@ -193,7 +193,10 @@ def test_claim_leave_one_out_is_the_mean_of_the_others():
 
 
 def test_claim_value_loss_stops_pushing_past_the_clip():
-    """½(V − G)² near the old value; beyond the clip towards G no gradient; away from G it stays."""
+    """½(V − G)² near the old value; beyond the clip towards G no gradient; away from G it stays.
+
+    `eq-value-loss`
+    """
     value = torch.tensor([0.1, 0.5, -0.5], requires_grad=True)
     loss = losses.value_clip(value, torch.zeros(3), torch.ones(3), clip=0.2)
     assert loss.tolist() == pytest.approx([0.9**2 / 2, 0.8**2 / 2, 1.5**2 / 2])

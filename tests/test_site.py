@@ -133,3 +133,55 @@ def number_on_site(label):
 def test_footer_names_both_licences(page):
     footer = soup(page).select_one("footer.bd-footer-content, .bd-footer-content").get_text()
     assert "CC BY 4.0" in footer and "MIT" in footer
+
+
+def test_bug_every_title_names_its_page_once():
+    """The landing page's read "X — X"."""
+    titles = {page: soup(page).title.get_text() for page in BUILT_FROM_TEXT}
+    assert len(set(titles.values())) == len(titles)
+    for page, title in titles.items():
+        parts = [part.strip() for part in title.split("—")]
+        heading = soup(page).h1.find(string=lambda text: text.strip() not in ("", "#"))
+        assert len(set(parts)) == len(parts) and heading.strip().rstrip(".") in title, title
+    assert "—" not in titles["intro.html"]
+
+
+@every_text
+def test_bug_every_caption_begins_where_it_was_written(page):
+    """One began in the middle of the text for those who cannot see the figure."""
+    source = (ROOT / "book" / page).with_suffix(".md").read_text(encoding="utf-8")
+    for figure in re.finditer(r"^:::\{figure\}[^\n]*\n(.*?)^:::$", source, re.M | re.S):
+        options, _, caption = figure[1].partition("\n\n")
+        name = re.search(r"^:name: (.+)$", options, re.M)[1]
+        alt = re.search(r"^:alt: (.+)$", options, re.M)[1]
+        shown = soup(page).find(id=name)
+        words = " ".join(re.split(r"[{`$*\[]", caption)[0].split())
+        assert words and shown.img["alt"] == alt
+        text = " ".join(shown.select_one(".caption-text").get_text().split())
+        assert text.startswith(words.strip())
+
+
+@every_text
+def test_bug_no_page_shows_a_path_of_the_machine_that_built_it(page):
+    text = soup(page).article.get_text()
+    paths = re.findall(r"(?:/tmp/|/var/folders/|\btmp[a-z0-9_]{8}\b)\S*", text)
+    assert paths == [] and str(ROOT) not in text and os.path.expanduser("~/") not in text
+
+
+@every_text
+def test_bug_no_output_says_nan(page):
+    outputs = [output.get_text() for output in soup(page).select(".cell_output")]
+    assert [text for text in outputs if re.search(r"\bnan\b", text, re.I)] == []
+
+
+@every_text
+def test_bug_an_output_tells_ties_from_defeats(page):
+    outputs = [output.get_text() for output in soup(page).select(".cell_output")]
+    assert [text for text in outputs if "accuracy 0.000" in text] == []
+
+
+def test_bug_the_rocket_stands_where_the_landing_page_says():
+    """ "at the top of its own page; this page, without code, has none": the chapters have one."""
+    assert "rocket" in soup("intro.html").article.get_text()
+    for page in BUILT_FROM_TEXT:
+        assert bool(soup(page).select(".header-article .fa-rocket")) == page[0].isdigit(), page

@@ -2,24 +2,19 @@
 
 Identities and theorems come from the equation index, each with the test that checks it. Measured
 claims stand in book/claims.yml: a sentence, the paper's figure, and checks on the results files.
-Verdicts are computed from the checks and never typed, so prose, ledger and files cannot disagree.
-
-A check is `FILE:path RELATION`, about the number at that path, or about its interval (over posts
-where there are two; after the path, `(seeds)` asks for the one over seeds):
-
-  above X           all of it lies above X
-  below X           all of it lies below X
-  within A and B    all of it lies between
-  near X            it contains X
-
-X is a number or `FILE:path`, the number there or the centre of the interval there.
+Verdicts are computed from the checks (`checks` says how) and never typed, so prose, ledger and
+files cannot disagree. Whether a claim was stated before or after its results is read from the
+history (tools/claim_history.py) and kept in qlearn/results/stated.json.
 """
 
+import hashlib
+import json
 import re
 from functools import cache
 from typing import NamedTuple
 
 import yaml
+from checks import CONTRADICTED, HOLDS, LEVEL, UNDECIDED, Decision, Evidence, decide, lookup
 from docutils import nodes
 from docutils.statemachine import StringList
 from equations import BOOK, ROOT, first_lines, index
@@ -27,31 +22,26 @@ from sphinx import addnodes
 from sphinx.util.docutils import SphinxDirective, SphinxRole
 
 FILE = ROOT / "qlearn" / "results" / "claims.json"
-X = r"-?\d+(?:\.\d+)?|\w+:\S+"
-CHECK = re.compile(
-    rf"(?P<path>\w+:\S+)(?P<seeds> \(seeds\))? (?:(?P<relation>above|below|near) (?P<x>{X})"
-    rf"|within (?P<least>{X}) and (?P<most>{X}))"
-)
-CENTRES = ("mean", "estimate", "effect")
-VERDICTS = {  # source of a claim: the verdict where all, none, some of its checks are met
-    "paper": ("reproduced", "not reproduced", "partly"),
-    "course": ("holds", "does not hold", "partly"),
+STATED = FILE.parent / "stated.json"
+BADGES = {HOLDS: "bdg-success", CONTRADICTED: "bdg-danger", UNDECIDED: "bdg-secondary"}
+OF_THE_PAPER = {
+    HOLDS: "reproduced here",
+    CONTRADICTED: "not reproduced here",
+    UNDECIDED: "neither reproduced nor contradicted here",
 }
-UNTESTED = "not tested here"
-BADGES = {
-    "reproduced": "bdg-success", "holds": "bdg-success", "partly": "bdg-warning",
-    "not reproduced": "bdg-danger", "does not hold": "bdg-danger", UNTESTED: "bdg-secondary",
-}  # fmt: skip
-KEYS = {"claim", "chapter", "source", "paper", "seeds", "checks", "note"}
-
-
-class Measured(NamedTuple):
-    """One check: its text, the number and interval that it is about, and whether it is met."""
-
-    check: str
-    value: float
-    interval: list[float] | None
-    met: bool
+REASONS = {
+    "power": "the interval lies on both sides",
+    "seeds": "so few runs cannot decide",
+    "interval": "a number without an interval",
+    "ceiling": "the world left no room",
+    "control": "what should fail passes as well",
+    "not tested": "not tested here",
+    "not measured": "not measured yet",
+}
+UNITS = {"posts": " over posts", "seeds": " over seeds", "pairs": " over paired runs", "": ""}
+BEFORE, AFTER, NO_RESULTS = "before", "after", "without results"
+SOURCES = ("paper", "course")
+KEYS = {"claim", "chapter", "source", "paper", "seeds", "checks", "note", "awaits"}
 
 
 class Claim(NamedTuple):
@@ -61,15 +51,24 @@ class Claim(NamedTuple):
     kind: str  # identity | theorem | tendency
     claim: str
     chapter: str
+    source: str  # paper | course
     paper: str
     check: list[str]
     measured: list[float]
     interval: list[list[float] | None]
-    met: list[bool]
+    level: list[float]
+    unit: list[str]  # what was drawn again: posts, seeds, pairs of runs, "" of an exact number
+    p: list[float | None]
+    least_p: list[float | None]
+    decided: list[str]
+    reason: list[str]
     seeds: list[int]
     command: list[str]
     test: list[str]
     verdict: str
+    why: list[str]  # where it cannot be decided: the reasons, each once
+    stated: str  # before | after | without results; "" of what is proved
+    digest: str
     note: str
 
 
@@ -79,85 +78,77 @@ def written() -> dict[str, dict]:
     return yaml.safe_load((BOOK / "claims.yml").read_text(encoding="utf-8"))
 
 
-def found_at(path: str):
-    """What a results file holds at `FILE:dotted.key`."""
-    from qlearn.results import lookup
+def digest(entry: dict) -> str:
+    """What a claim says and asks: 12 hexadecimal digits of its sentence and its checks.
 
-    return lookup(path)
-
-
-def measure(check: str) -> Measured:
-    """Reads the numbers that a check is about and decides it.
-
-    Raises: ValueError for a check that cannot be read, or a path to nothing.
+    Thresholds and margins stand in the checks. How the file is laid out does not matter.
     """
-    hit = CHECK.fullmatch(check)
-    if hit is None:
-        raise ValueError(f"The check {check!r} is not `FILE:path above X` or one of its sisters.")
-    centre, ends = interval_at(hit["path"], "seeds_" if hit["seeds"] else "")
-    low, high = ends or (centre, centre)
-    match hit["relation"]:
-        case "above":
-            met = low > number(hit["x"])
-        case "below":
-            met = high < number(hit["x"])
-        case "near":
-            met = low <= number(hit["x"]) <= high
-        case _:
-            met = low > number(hit["least"]) and high < number(hit["most"])
-    return Measured(check, centre, ends, met)
+    said = [" ".join(x.split()) for x in (entry["claim"], *entry.get("checks", ()))]
+    return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:12]
 
 
-def interval_at(path: str, prefix: str = "") -> tuple[float, list[float] | None]:
-    """(centre, [low, high]) of what stands at a path; (the number, None) of a bare number."""
-    found, centre = found_at(path), number(path)
-    if isinstance(found, dict):
-        ends = [found.get(f"{prefix}low"), found.get(f"{prefix}high")]
-        if None in ends:
-            raise ValueError(f"{path} has no {prefix}low and {prefix}high.")
-        return centre, ends
-    if prefix:
-        raise ValueError(f"{path} is a number, without an interval over seeds.")
-    return centre, None
+@cache
+def stated_table() -> dict:
+    """qlearn/results/stated.json: what the history says of each claim."""
+    return json.loads(STATED.read_text(encoding="utf-8"))
 
 
-def number(x: str) -> float:
-    """A number as written, the one at a path, or the centre of the interval there."""
-    if ":" not in x:
-        return float(x)
-    found = found_at(x)
-    if isinstance(found, dict):
-        found = next((found[key] for key in CENTRES if key in found), None)
-    if isinstance(found, bool) or not isinstance(found, int | float):
-        raise ValueError(f"{x} is no number and no interval.")
-    return found
+def stated(name: str, entry: dict) -> str:
+    """Whether these words and checks stood before their results; *after* where nothing shows it."""
+    row = stated_table()["claims"].get(name, {})
+    return row["stated"] if row.get("digest") == digest(entry) else AFTER
 
 
-def verdict(source: str, met: list[bool]) -> str:
-    """The word for a claim whose checks came out so."""
-    every, none, some = VERDICTS[source]
-    if not met:
-        return UNTESTED
-    return every if all(met) else some if any(met) else none
+def verdict(decided: list[str]) -> str:
+    """The verdict on a claim: it holds where every check does, and falls with any of them."""
+    if CONTRADICTED in decided:
+        return CONTRADICTED
+    return HOLDS if decided and set(decided) == {HOLDS} else UNDECIDED
 
 
 def settle(name: str, entry: dict) -> Claim:
     """One measured claim: its checks decided on the results files."""
+    waits = entry.get("awaits", False)
     try:
-        done = [measure(check) for check in entry.get("checks", ())]
+        done = [] if waits else [decide(check) for check in entry.get("checks", ())]
     except ValueError as error:
         raise ValueError(f"book/claims.yml, {name}: {error}") from None
+    word = verdict([x.verdict for x in done])
+    reasons = dict.fromkeys(x.reason for x in done if x.reason)
+    if not done:
+        reasons = ["not measured" if waits else "not tested"]
     files = [x.check.partition(":")[0] for x in done]
     return Claim(
         id=name, kind="tendency", claim=entry["claim"], chapter=entry["chapter"],
-        paper=entry.get("paper", ""), check=[x.check for x in done],
-        measured=[x.value for x in done], interval=[x.interval for x in done],
-        met=[x.met for x in done],
-        seeds=[entry.get("seeds", len(found_at(f"{file}:seeds"))) for file in files],
-        command=[found_at(f"{file}:command") for file in files],
-        test=["tests/test_ledger.py"] if done else [],
-        verdict=verdict(entry["source"], [x.met for x in done]), note=entry.get("note", ""),
+        source=entry["source"], paper=entry.get("paper", ""), check=[x.check for x in done],
+        measured=[x.evidence.value for x in done], interval=[ends(x.evidence) for x in done],
+        level=[x.evidence.level for x in done], unit=[x.evidence.unit for x in done],
+        p=[x.evidence.p for x in done],
+        least_p=[x.evidence.least_p for x in done], decided=[x.verdict for x in done],
+        reason=[explained(x) for x in done],
+        seeds=[entry.get("seeds", len(lookup(f"{file}:seeds"))) for file in files],
+        command=[lookup(f"{file}:command") for file in files],
+        test=["tests/test_ledger.py"] if done else [], verdict=word,
+        why=list(reasons) if word == UNDECIDED else [], stated=stated(name, entry),
+        digest=digest(entry), note=entry.get("note", ""),
     )  # fmt: skip
+
+
+def ends(evidence: Evidence) -> list[float] | None:
+    return None if evidence.low is None else [evidence.low, evidence.high]
+
+
+def explained(decision: Decision) -> str:
+    """Why a check cannot be decided, in words; "" of one that is."""
+    if not decision.reason:
+        return ""
+    evidence, text = decision.evidence, REASONS[decision.reason]
+    if decision.reason == "seeds":
+        agree = f"{evidence.note}, but " if evidence.note else ""
+        return f"{agree}no signed-rank p can be below {evidence.least_p:.4g}"
+    if decision.reason == "power" and evidence.p is not None and evidence.p >= LEVEL:
+        return "the test stated before does not reject"
+    return text
 
 
 def tendencies() -> dict[str, Claim]:
@@ -171,12 +162,14 @@ def ledger() -> list[Claim]:
     A proved claim is worded as the test that comes first words it.
     """
     says = first_lines("tests")
+    nothing = {x: [] for x in ("check", "measured", "interval", "level", "unit", "p", "least_p",
+                               "decided", "reason", "seeds", "why")}  # fmt: skip
     proved = [
         Claim(
-            id=row.label, kind=row.kind, claim=says[row.tests[0]],
-            chapter=row.chapter, paper=row.paper, check=[], measured=[], interval=[], met=[],
-            seeds=[], command=[f"python -m pytest {x.replace('::', '.py::')}" for x in row.tests],
-            test=row.tests, verdict="holds", note="",
+            id=row.label, kind=row.kind, claim=says[row.tests[0]], chapter=row.chapter,
+            source="paper" if row.paper else "course", paper=row.paper,
+            command=[f"python -m pytest {x.replace('::', '.py::')}" for x in row.tests],
+            test=row.tests, verdict=HOLDS, stated="", digest="", note="", **nothing,
         )
         for row in index() if row.kind in ("identity", "theorem")
     ]  # fmt: skip
@@ -217,26 +210,65 @@ class ClaimsLedger(SphinxDirective):
             here = [x for x in written().items() if x[1]["chapter"] == self.arguments[0]]
             lines = [line for name, found in here for line in entry(settle(name, found))]
         else:
-            words = [row.verdict for row in tendencies().values()]
-            lines = ["| Verdict | Claims |", "|---|---|"]
-            lines += [f"| {{{BADGES[x]}}}`{x}` | {words.count(x)} |" for x in BADGES if x in words]
+            lines = overview(list(tendencies().values()))
         container = nodes.container(classes=["claims-ledger"])
         self.state.nested_parse(StringList(lines, source="claims-ledger"), 0, container)
         return [container]
+
+
+def overview(rows: list[Claim]) -> list[str]:
+    """How many claims of the paper and of the course have which verdict, and which reasons."""
+    lines = ["| Verdict | Of the paper | Of the course |", "|---|---|---|"]
+    for word, badge in BADGES.items():
+        counts = [sum(x.verdict == word and x.source == whose for x in rows) for whose in SOURCES]
+        lines.append(f"| {{{badge}}}`{word}` | {counts[0]} | {counts[1]} |")
+    why = [(reason, sum(reason in x.why for x in rows)) for reason in REASONS]
+    told = "; ".join(f"*{name}* ({REASONS[name]}) {n}" for name, n in why if n)
+    when = [f"{sum(x.stated == word for x in rows)} {word}" for word in (BEFORE, AFTER)]
+    bare = sum(x.stated == NO_RESULTS for x in rows)
+    return [
+        *lines, "",
+        f"What cannot be decided, by reason (a claim may have several): {told}.", "",
+        f"Stated {when[0]}, {when[1]} the results; {bare} have none.",
+    ]  # fmt: skip
 
 
 def entry(row: Claim) -> list[str]:
     """One claim as Markdown: the sentence, its verdict, the paper's figure, each check."""
     claim, paper, note = (x.replace("*", r"\*") for x in (row.claim, row.paper, row.note))
     lines = [f"(claim-{row.id})=", f"**{claim}** {{{BADGES[row.verdict]}}}`{row.verdict}`", ""]
-    if paper:
+    if row.source == "paper":
+        lines.append(f"- The paper: {paper.removesuffix('.')}. *{OF_THE_PAPER[row.verdict]}*.")
+    elif paper:
         lines.append(f"- The paper: {paper.removesuffix('.')}.")
-    for check, value, ends, met in zip(row.check, row.measured, row.interval, row.met, strict=True):
+    for i, check in enumerate(row.check):
         asked = re.sub(r"(\w+:\S+)", r"`\1`", check)
-        found = f"{value:.3g}" + (f" [{ends[0]:.3g}, {ends[1]:.3g}]" if ends else "")
-        lines.append(f"- {asked}: **{found}**, {'met' if met else '*not met*'}.")
+        why = f" ({row.reason[i]})" if row.reason[i] else ""
+        lines.append(f"- {asked}: **{measured(row, i)}**, *{row.decided[i]}*{why}.")
     for command, seeds in dict(zip(row.command, row.seeds, strict=True)).items():
         lines.append(f"- {f'{seeds} seeds' if seeds else 'Exact'}, `{command}`.")
+    if row.stated != NO_RESULTS:
+        lines.append(f"- Stated *{row.stated}* its results (`{row.digest}`).")
     if note:
         lines.append(f"- {note}")
     return [*lines, ""]
+
+
+def measured(row: Claim, i: int) -> str:
+    """What a check rests on: number, interval, unit, and p beside the least that it could be."""
+    text, interval = plain(row.measured[i]), row.interval[i]
+    if interval and interval[0] != interval[1]:
+        text += f" [{plain(interval[0])}, {plain(interval[1])}]"
+        if abs(row.level[i] - 1 + LEVEL) > 1e-9:
+            text += f" at level {row.level[i]:.4g}"
+    text += UNITS[row.unit[i]]
+    if row.p[i] is not None:
+        text += ", p < 0.0001" if row.p[i] < 1e-4 else f", p = {row.p[i]:.3g}"
+    if row.least_p[i] is not None:
+        text += f", least p {row.least_p[i]:.3g}"
+    return text
+
+
+def plain(x: float) -> str:
+    """Three digits, without an exponent where there are more before the point."""
+    return f"{x:,.0f}" if abs(x) >= 1000 else f"{x:z.3g}"

@@ -4,13 +4,13 @@ A token is still chosen by the policy; then outcome k happens with a probability
 cannot move. Theorem 1 does not survive this (chapter 08), which is why the class stands apart.
 """
 
-import math
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from qlearn.exact.check import check_below, check_fields, check_mass, check_number
 from qlearn.exact.tree import ABSENT, Levels, Tree, lift
 
 
@@ -31,12 +31,14 @@ class ChanceTree:
     prob: Levels
 
     def __post_init__(self):
-        if [x.shape for x in self.child] != [x.shape for x in self.prob]:
+        shapes = [tuple(x.shape) for x in self.child]
+        if any(len(s) != 3 for s in shapes) or shapes != [tuple(x.shape) for x in self.prob]:
             raise ValueError("child and prob must have one (states, actions, outcomes) table each.")
+        check_fields(shapes, prob=self.prob)
         Tree(tuple(table.flatten(1) for table in self.child))  # checks where the rows lead
         for t, (table, p) in enumerate(zip(self.child, self.prob, strict=True)):
             total, present = p.sum(dim=-1), (table != ABSENT).any(dim=-1)
-            wrong = ((total - present.double()).abs() > 1e-8) | (p < 0).any(dim=-1)
+            wrong = ~((total - present.double()).abs() <= 1e-8) | ~(p >= 0).all(dim=-1)
             wrong |= ((table == ABSENT) & (p != 0)).any(dim=-1)
             if wrong.any():
                 s, a = wrong.nonzero()[0].tolist()
@@ -61,17 +63,26 @@ class ChanceTree:
         return mask if mask.any() else None
 
     def next_value(self, t: int, value_below: Tensor | None) -> Tensor:
-        """E[ V(s') | s, a ] for each edge of level t, with V(terminal) = 0: (n_t, A)."""
+        """E[ V(s') | s, a ] for each edge of level t, with V(terminal) = 0: (n_t, A).
+
+        Raises: ValueError unless `value_below` has one number a state of level t + 1.
+        """
         table = self.child[t]
-        if value_below is None:
+        if value_below is not None:
+            check_below(self, t, value_below)
+        if value_below is None or not len(value_below):
             return torch.zeros((), dtype=torch.float64).expand(table.shape[:2])
         value = torch.where(table >= 0, value_below[table.clamp(min=0)], 0.0)
-        return (self.prob[t] * value).sum(dim=-1)
+        return torch.where(self.prob[t] > 0, self.prob[t] * value, 0.0).sum(dim=-1)
 
     def push(self, t: int, mass: Tensor) -> Tensor:
-        """The probability that reaches each state of level t + 1 from edges with this `mass`."""
+        """The probability that reaches each state of level t + 1 from edges with this `mass`.
+
+        Raises: ValueError unless `mass` has one number an edge of level t.
+        """
+        check_mass(self, t, mass)
         table, share = self.child[t], self.prob[t] * mass[..., None]
-        below = mass.new_zeros(len(self.child[t + 1]))
+        below = mass.new_zeros(len(self.child[t + 1]) if t + 1 < self.horizon else 0)
         return below.index_add(0, table[table >= 0], share[table >= 0])
 
     @property
@@ -84,7 +95,11 @@ class ChanceTree:
         return Tree(tuple(table.flatten(1) for table in self.child)).unfold()
 
     def spread(self, field: Levels) -> Levels:
-        """An edge field (n_t, A) on the edges of `realised`: each outcome gets its action's."""
+        """An edge field (n_t, A) on the edges of `realised`: each outcome gets its action's.
+
+        Raises: ValueError for a field that does not fit.
+        """
+        check_fields(self.shapes, dtype=None, field=field)
         wide = (x.repeat_interleave(c.shape[2], 1) for x, c in zip(field, self.child, strict=True))
         return self.lift(tuple(wide))
 
@@ -102,10 +117,10 @@ def with_chance(tree: Tree, other: Levels, p_other: float) -> ChanceTree:
 
     Steps that end a response, and rows of `other` that are negative, stay as they are.
 
-    Raises: ValueError for a probability outside [0, 1).
+    Raises: ValueError for a probability outside [0, 1), or tables that do not fit.
     """
-    if not (math.isfinite(p_other) and 0 <= p_other < 1):
-        raise ValueError(f"p_other must lie in [0, 1), not {p_other!r}.")
+    check_number("p_other", p_other, least=0, below=1)
+    check_fields(tree.shapes, dtype=torch.int64, other=other)
     child, prob = [], []
     for table, swap in zip(tree.child, other, strict=True):
         moves = (table >= 0) & (swap >= 0)

@@ -7,6 +7,7 @@ compares it with what the policy really implies. Under all assumptions the lefto
 from torch import Tensor
 
 from qlearn.exact.chance import ChanceTree
+from qlearn.exact.check import check_number, check_states
 from qlearn.exact.tree import Levels, Tree
 
 
@@ -16,8 +17,10 @@ def chance_leftover(tree: ChanceTree, value: Levels) -> Tensor:
     In the order of `tree.realised.leaves()`. Its mean over the outcomes is 0, but a judge sees
     one outcome, and it does not cancel in Bradley-Terry.
 
+    Raises: ValueError unless `value` has one number a state.
     Source: `eq-chance-leftover` in the book.
     """
+    check_states(tree, value=value)
     realised, below = tree.realised, (*value[1:], None)
     expected = tree.spread(tuple(tree.next_value(t, below[t]) for t in range(tree.horizon)))
     happened = (*tree.lift(value)[1:], None)
@@ -30,8 +33,11 @@ def discount_leftover(tree: Tree, value: Levels, gamma: float) -> Tensor:
 
     Weighted by γ^t the log-ratios sum to the discounted return again.
 
+    Raises: ValueError unless `value` has one number a state and γ lies in (0, 1].
     Source: `eq-discount-leftover` in the book.
     """
+    check_states(tree, value=value)
+    check_number("gamma", gamma, above=0, most=1)
     below = (*value[1:], None)
     after = tuple(tree.next_value(t, below[t]).contiguous() for t in range(tree.horizon))
     return -(1 - gamma) * tree.path_sums(after)
@@ -42,10 +48,14 @@ def truncation_leftover(tree: Tree, value: Levels, depth: int) -> Levels:
 
     A response that ends earlier has leftover 0.
 
-    Raises: ValueError for a depth at which no state is left.
+    Raises: ValueError for a depth at which no state is left, or unless `value` has one number a
+    state.
     Source: `eq-truncation-leftover` in the book.
     """
-    if not 1 <= depth < tree.horizon:
+    check_states(tree, value=value)
+    if tree.horizon == 1:
+        raise ValueError("Every response has one token, so none can be cut before its end.")
+    if depth not in range(1, tree.horizon):
         raise ValueError(f"depth must lie between 1 and {tree.horizon - 1}, not {depth}.")
     return tree.next_value(depth - 1, value[depth])
 
@@ -55,12 +65,18 @@ def prompt_leftover(tree: Tree, value: Levels) -> Tensor:
 
     It is added to the true difference R_i − R_j; within a prompt it is 0.
 
+    Raises: ValueError unless `value` has one number a state.
     Source: `eq-prompt-leftover` in the book.
     """
+    check_states(tree, value=value)
     start = value[0][tree.prompt_of()]
     return start[None, :] - start[:, None]
 
 
 def discounted(field: Levels, gamma: float) -> Levels:
-    """γ^t x(s_t, a_t): an edge field weighted by the discount of its level."""
+    """γ^t x(s_t, a_t): an edge field weighted by the discount of its level.
+
+    Raises: ValueError for γ outside (0, 1].
+    """
+    check_number("gamma", gamma, above=0, most=1)
     return tuple(gamma**t * x for t, x in enumerate(field))

@@ -7,8 +7,9 @@ Each class holds exactly one reward that is its own Q̃: the implicit reward of 
 import torch
 from torch import Tensor
 
-from qlearn.exact.soft import MDP, Beta, check_field, soft_backup_prior
-from qlearn.exact.tree import TERMINAL, Levels, Tree
+from qlearn.exact.check import check_fields, check_number, check_reward, check_states
+from qlearn.exact.soft import MDP, Beta, soft_backup_prior
+from qlearn.exact.tree import TERMINAL, Levels, Tree, present
 
 
 def shape_reward(
@@ -22,16 +23,18 @@ def shape_reward(
     """r'(s,a) = r(s,a) + Φ(s') − Φ(s), with Φ = 0 where a response ends.
 
     `end_potential`, an edge field, gives the ends a potential of their own. That can change any
-    preference, so it is refused unless `keep_preferences` is False.
+    preference, so it is refused unless `keep_preferences` is False. An ABSENT action keeps its
+    number.
 
     Raises: ValueError for an end potential that is not 0 (naming the state and the token) while
-    `keep_preferences` is True, or a potential of the wrong shape.
+    `keep_preferences` is True, a potential of the wrong shape, or numbers that are not finite.
     Source: Definition 1 with its missing condition; `eq-shaping`, `def-equivalent` and
     `eq-class-value` in the book.
     """
-    check_field(tree, reward, "reward")
-    if [tuple(x.shape) for x in potential] != [(n,) for n, _ in tree.shapes]:
-        raise ValueError("potential must have one number a state: a (n_t,) row a level.")
+    check_reward(tree, reward)
+    check_states(tree, potential=potential)
+    if end_potential is not None:
+        check_fields(tree.shapes, end_potential=end_potential)
     shaped = []
     for t, r in enumerate(reward):
         after = tree.next_value(t, potential[t + 1] if t + 1 < tree.horizon else None)
@@ -43,10 +46,12 @@ def shape_reward(
                 raise ValueError(
                     f"end_potential is {end_potential[t][s, a]:g} after action {a} in state {s} of "
                     f"level {t}; where a response ends the potential must be 0, or preferences "
-                    "change. Pass keep_preferences=False to see how."
+                    "change; pass keep_preferences=False to see how."
                 )
             after = torch.where(ends, end_potential[t], after)
-        shaped.append(r + after - potential[t][:, None])
+        moved, absent = r + after - potential[t][:, None], tree.absent(t)
+        shaped.append(moved if absent is None else torch.where(absent, r, moved))
+    check_reward(tree, shaped, "the shaped reward")
     return tuple(shaped)
 
 
@@ -54,21 +59,28 @@ def find_potential(tree: Tree, reward: Levels, other: Levels, tol: float = 1e-8)
     """The potential Φ, 0 at the ends, with other = reward + Φ(s') − Φ(s): a state field.
 
     It exists if and only if the two rewards are equivalent, and then it is unique: backwards from
-    the ends, Φ(s) = Φ(s') − (other − reward)(s,a) must be the same for every action.
+    the ends, Φ(s) = Φ(s') − (other − reward)(s,a) must be the same for every action, up to `tol`
+    or, where the rewards are large, their rounding.
 
-    Raises: ValueError naming the state where two actions disagree, if they are not equivalent.
+    Raises: ValueError naming the state where two actions disagree, if they are not equivalent, and
+    for rewards that are not finite.
     Source: Definition 1; `def-equivalent` in the book.
     """
     for name, field in (("reward", reward), ("other", other)):
-        check_field(tree, field, name)
+        check_reward(tree, field, name)
+    check_number("tol", tol, least=0)
+    reward, other = present(tree, reward), present(tree, other)
+    largest = max(x.abs().max().item() for x in (*reward, *other))
     potential, below = [], None
     for t in reversed(range(tree.horizon)):
         claim = tree.next_value(t, below) - (other[t] - reward[t])
+        if not claim.isfinite().all():
+            raise ValueError("The rewards are too far apart for float64; scale both down.")
         absent = tree.absent(t)
         if absent is not None:  # an absent action claims what its neighbours do
             claim = torch.where(absent, claim.masked_fill(absent, -torch.inf).amax(1, True), claim)
         spread = claim.amax(dim=1) - claim.amin(dim=1)
-        if spread.max() > tol:
+        if spread.max() > max(tol, 1e-12 * largest):
             s = int(spread.argmax())
             raise ValueError(
                 f"The rewards are not equivalent: in state {s} of level {t} the actions ask for "
@@ -83,14 +95,15 @@ def canonical_reward(tree: MDP, reward: Levels, log_ref: Levels, beta: Beta) -> 
     """𝒜(r) = r + V*(s') − V*(s) = Q̃* − V* = β log π*/π_ref: the class's own representative.
 
     The only equivalent reward with Σ_a π_ref exp(𝒜(r)/β) = 1 in every state. Its values are all
-    0, it is its own Q̃, and 𝒜(𝒜(r)) = 𝒜(r).
+    0, it is its own Q̃, and 𝒜(𝒜(r)) = 𝒜(r). At actions that are ABSENT it is 0.
 
     Raises: as `soft_backup`.
     Source: Eqs 10 and 11, Theorem 1; `eq-advantage`, `eq-canonical`, `eq-idempotent`, `thm-one`,
     `eq-culprit` and `eq-additive-credit` in the book.
     """
     best = soft_backup_prior(tree, reward, log_ref, beta)
-    return tuple(q - v[:, None] for q, v in zip(best.q_tilde, best.value, strict=True))
+    advantage = tuple(q - v[:, None] for q, v in zip(best.q_tilde, best.value, strict=True))
+    return present(tree, advantage)
 
 
 def difference_matrix(tree: Tree) -> Tensor:
@@ -98,8 +111,10 @@ def difference_matrix(tree: Tree) -> Tensor:
 
     A row counts the edges of its response less those of the prompt's first response, so that
     `difference_matrix(tree) @ flat_reward` holds every difference of returns within a prompt.
-    Shape (L − n_prompts, Σ_t n_t A), columns in the order of `Tree.split`.
+    Shape (L − n_prompts, Σ_t n_t A), columns in the order of `Tree.split`; a prompt with one
+    response has no row.
 
+    Raises: ValueError where paths merge.
     Source: `eq-rank` and `thm-rank` in the book.
     """
     rows = paths(tree)
@@ -110,7 +125,10 @@ def difference_matrix(tree: Tree) -> Tensor:
 
 
 def paths(tree: Tree) -> Tensor:
-    """Which edges each response takes: (L, Σ_t n_t A) of 0 and 1, so that paths @ r = returns."""
+    """Which edges each response takes: (L, Σ_t n_t A) of 0 and 1, so that paths @ r = returns.
+
+    Raises: ValueError where paths merge.
+    """
     sizes = [table.numel() for table in tree.child]
     eye = torch.eye(sum(sizes), dtype=torch.float64)
     columns = [tree.path_sums(tree.split(unit)) for unit in eye]
@@ -121,8 +139,9 @@ def invisible_rewards(tree: Tree) -> Tensor:
     """A basis of the rewards that no preference can see: one row a state, (n_states, Σ_t n_t A).
 
     Row s is the shaping by the potential that is 1 in state s alone: −1 on the tokens written
-    there, +1 on the token that leads there. On a tree without absent actions these n rows span
-    the null space of `difference_matrix`, whose rank is therefore L − n_prompts.
+    there, +1 on the token that leads there, 0 where an action is ABSENT. On a tree without absent
+    actions these n rows span the null space of `difference_matrix`, whose rank is therefore
+    L − n_prompts.
 
     Source: `eq-rank` and `thm-rank` in the book.
     """

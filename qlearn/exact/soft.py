@@ -12,6 +12,9 @@ Q̃ − V = β log(π/π_ref) in the second; only the second is what DPO's impli
 Every edge field is a tuple of float64 tensors (n_t, A), every state field of (n_t,); see
 `qlearn.exact.tree`. Rewards, values and β are in the same unit; log-probabilities are in nats.
 
+At an action that is ABSENT log π and Q are −∞, and the reward is a number that nothing reads: 0 in
+every result.
+
 Three assumptions can be lifted one by one. β may be a state field, one price a state; γ < 1
 discounts what follows; and a `ChanceTree` draws the next state, so that V(s') is E V(s').
 """
@@ -23,7 +26,16 @@ import torch
 from torch import Tensor
 
 from qlearn.exact.chance import ChanceTree
-from qlearn.exact.tree import Levels, Tree
+from qlearn.exact.check import (
+    check_alike,
+    check_beta,
+    check_fields,
+    check_number,
+    check_policy,
+    check_problem,
+    check_tensors,
+)
+from qlearn.exact.tree import Levels, Tree, present
 
 MDP = Tree | ChanceTree
 Beta = float | Levels  # one price of a nat, or one in each state
@@ -50,17 +62,27 @@ def soft_value(q: Tensor, beta: float | Tensor) -> Tensor:
 
     β is a number or a column (..., 1).
 
+    Raises: ValueError for a row without a number, or β that is not positive and finite.
     Source: Eq. 6; `eq-soft-value` in the book.
     """
-    return (beta * torch.logsumexp(q / beta, dim=-1, keepdim=True)).squeeze(-1)
+    check_beta(beta)
+    top = _largest(q)  # taken out, because Q/β can overflow where V does not
+    return (top + beta * torch.logsumexp((q - top) / beta, dim=-1, keepdim=True)).squeeze(-1)
 
 
 def soft_value_prior(q_tilde: Tensor, log_ref: Tensor, beta: float | Tensor) -> Tensor:
     """V(s) = β log Σ_a π_ref(a|s) exp(Q̃(s,a)/β): the same V as `soft_value`, (..., A) to (...).
 
+    What the reference never writes counts nothing, whatever its Q̃.
+
+    Raises: as `soft_value`.
     Source: the KL-prior form of Eq. 6; `eq-soft-bellman-prior` in the book.
     """
-    return (beta * torch.logsumexp(log_ref + q_tilde / beta, dim=-1, keepdim=True)).squeeze(-1)
+    check_beta(beta)
+    q_tilde = torch.where(log_ref == -math.inf, -math.inf, q_tilde)
+    top = _largest(q_tilde)
+    exponent = log_ref + (q_tilde - top) / beta
+    return (top + beta * torch.logsumexp(exponent, dim=-1, keepdim=True)).squeeze(-1)
 
 
 def soft_backup(tree: MDP, reward: Levels, log_ref: Levels, beta: Beta, gamma: float = 1.0) -> Soft:
@@ -70,10 +92,12 @@ def soft_backup(tree: MDP, reward: Levels, log_ref: Levels, beta: Beta, gamma: f
     backwards from V*(terminal) = 0.
 
     Raises: ValueError for β that is not positive and finite, fields of the wrong shape or dtype,
-    rewards that are not finite, a reference that is not a distribution or leaves out an action.
+    rewards that are not finite or so large that values overflow, a reference that is not a
+    distribution or leaves out an action.
     Source: Eqs 5, 6 and 7; `eq-soft-bellman` in the book.
     """
     check_problem(tree, reward, log_ref, beta, gamma)
+    reward = present(tree, reward)
 
     def level(t, following):
         b = beta_at(beta, t)
@@ -95,6 +119,7 @@ def soft_backup_prior(
     Source: the KL-prior form of Eqs 5, 6 and 7; `eq-soft-bellman-prior` in the book.
     """
     check_problem(tree, reward, log_ref, beta, gamma)
+    reward = present(tree, reward)
 
     def level(t, following):
         b = beta_at(beta, t)
@@ -114,11 +139,13 @@ def reward_from_q(tree: MDP, q: Levels, log_ref: Levels, beta: Beta, gamma: floa
     Source: Lemma 1; `eq-inverse-bellman` in the book.
     """
     check_problem(tree, q, log_ref, beta, gamma, name="q")
-    value = [soft_value(x, beta_at(beta, t)) for t, x in enumerate(q)] + [None]
-    return tuple(
+    q_there = present(tree, q, elsewhere=-math.inf)
+    value = [soft_value(x, beta_at(beta, t)) for t, x in enumerate(q_there)] + [None]
+    reward = tuple(
         q[t] - beta_at(beta, t) * log_ref[t] - gamma * tree.next_value(t, value[t + 1])
         for t in range(tree.horizon)
     )
+    return present(tree, reward)
 
 
 def jacobian(tree: MDP, logp: Levels, gamma: float = 1.0) -> Tensor:
@@ -127,8 +154,11 @@ def jacobian(tree: MDP, logp: Levels, gamma: float = 1.0) -> Tensor:
     Rows and columns are in the order of `Tree.split`. Each edge visits itself, and otherwise only
     deeper ones: the matrix is unit-triangular, so its determinant is 1. `logp` is log π*.
 
+    Raises: ValueError for `logp` that is no policy on the tree, or gamma outside (0, 1].
     Source: `eq-jacobian` in the book.
     """
+    check_policy(tree, logp)
+    check_number("gamma", gamma, above=0, most=1)
     sizes = [n * a for n, a in tree.shapes]
     identity = torch.eye(sum(sizes), dtype=torch.float64).split(sizes)
     rows, of_state = [], None
@@ -147,22 +177,32 @@ def implicit_reward(logp: Tensor, ref_logp: Tensor, beta: float) -> Tensor:
     """r̂ = β log π − β log π_ref, elementwise: the reward, and soft advantage, a policy implies.
 
     Of token log-probabilities it is Eq. 11; of the sums over a response, the implicit return.
+    What neither of them ever writes has no ratio: NaN.
 
+    Raises: ValueError unless both have one shape, of floats, and β is positive and finite.
     Source: Eqs 10 and 11; `eq-implicit-reward` in the book.
     """
+    check_tensors(logp=logp, ref_logp=ref_logp)
+    check_beta(beta)
     return beta * (logp - ref_logp)
 
 
 def implicit_rewards(logp: Levels, log_ref: Levels, beta: Beta) -> Levels:
     """The implicit reward of every edge, β log π/π_ref, where β may differ from state to state.
 
-    It is 0 where the reference is, so at actions that are ABSENT.
+    It is 0 at actions that neither writes, so where they are ABSENT; +∞ where only the policy
+    writes, and −∞ where only the reference does.
 
+    Raises: ValueError for fields of different shapes, or β that is not positive and finite.
     Source: Eq. 11; `eq-implicit-reward` in the book.
     """
+    check_alike(logp=logp, log_ref=log_ref)
+    check_beta(beta, [tuple(x.shape) for x in logp])
     levels = enumerate(zip(logp, log_ref, strict=True))
     return tuple(
-        implicit_reward(p, ref, beta_at(beta, t)).masked_fill(ref == -math.inf, 0.0)
+        implicit_reward(p, ref, beta_at(beta, t)).masked_fill(
+            (p == -math.inf) & (ref == -math.inf), 0.0
+        )
         for t, (p, ref) in levels
     )
 
@@ -172,19 +212,33 @@ def evaluate(tree: MDP, logp: Levels, reward: Levels, gamma: float = 1.0) -> tup
 
     Tokens that π never writes count nothing in V^π.
 
+    Raises: ValueError for `logp` that is no policy on the tree, a reward of the wrong shape, gamma
+    outside (0, 1], or values that are not numbers.
     Source: policy evaluation; `eq-policy-evaluation` in the book.
     """
+    check_policy(tree, logp)
+    check_fields(tree.shapes, reward=reward)
+    check_number("gamma", gamma, above=0, most=1)
+    reward = present(tree, reward)
     values, qs, value = [], [], None
     for t in reversed(range(tree.horizon)):
         qs.append(reward[t] + gamma * tree.next_value(t, value))
         p = logp[t].exp()
         value = torch.where(p > 0, p * qs[-1], 0.0).sum(dim=-1)
+        if value.isnan().any():
+            raise ValueError(
+                f"The value of a state of level {t} is not a number: a reward is NaN, or infinite "
+                "ones of both signs meet."
+            )
         values.append(value)
     return tuple(reversed(values)), tuple(reversed(qs))
 
 
 def expected_return(tree: MDP, logp: Levels, reward: Levels, gamma: float = 1.0) -> Tensor:
-    """E_π Σ_t γ^t r(s_t, a_t) from each prompt: (n_prompts,), by `evaluate`."""
+    """E_π Σ_t γ^t r(s_t, a_t) from each prompt: (n_prompts,), by `evaluate`.
+
+    Raises: as `evaluate`.
+    """
     return evaluate(tree, logp, reward, gamma)[0][0]
 
 
@@ -193,8 +247,10 @@ def reach(tree: MDP, logp: Levels) -> Levels:
 
     Each prompt has probability 1.
 
+    Raises: ValueError for `logp` that is no policy on the tree.
     Source: the state distribution of the policy gradient theorem; `eq-policy-gradient` in the book.
     """
+    check_policy(tree, logp)
     found = [torch.ones(tree.shapes[0][0], dtype=torch.float64)]
     for t in range(tree.horizon - 1):
         found.append(tree.push(t, found[t][:, None] * logp[t].exp()))
@@ -204,8 +260,10 @@ def reach(tree: MDP, logp: Levels) -> Levels:
 def kl_reward(logp: Levels, reward: Levels, log_ref: Levels, beta: Beta) -> Levels:
     """r − β log(π/π_ref) on every edge: the reward with the price of distance, as PPO is paid.
 
+    Raises: as `implicit_rewards`.
     Source: Eqs 2 and 3; `eq-objective` in the book.
     """
+    check_alike(logp=logp, reward=reward, log_ref=log_ref)
     implied = implicit_rewards(logp, log_ref, beta)
     return tuple(r - x for r, x in zip(reward, implied, strict=True))
 
@@ -223,9 +281,15 @@ def objective(
 
 
 def sequence_kl(tree: MDP, logp: Levels, log_other: Levels) -> Tensor:
-    """KL(π ‖ π') over whole responses, from each prompt: (n_prompts,), in nats (chain rule)."""
-    levels = zip(logp, log_other, strict=True)
-    return expected_return(tree, logp, tuple(p - q for p, q in levels))
+    """KL(π ‖ π') over whole responses, from each prompt: (n_prompts,), in nats (chain rule).
+
+    +∞ where π writes what π' never does.
+
+    Raises: ValueError where one of them is no policy on the tree.
+    """
+    check_policy(tree, logp)
+    check_policy(tree, log_other, "log_other")
+    return expected_return(tree, logp, implicit_rewards(logp, log_other, 1.0))
 
 
 def regret(
@@ -235,6 +299,7 @@ def regret(
 
     With one price a state or a discount it is E_π Σ_t γ^t β(s_t) KL(π(·|s_t) ‖ π*(·|s_t)).
 
+    Raises: as `soft_backup`, and for `logp` that is no policy on the tree.
     Source: `eq-regret` in the book.
     """
     best = soft_backup(tree, reward, log_ref, beta, gamma).value[0]
@@ -246,82 +311,25 @@ def beta_at(beta: Beta, t: int) -> float | Tensor:
     return beta[t][:, None] if isinstance(beta, tuple) else beta
 
 
-def check_problem(
-    tree: MDP, reward: Levels, log_ref: Levels, beta: Beta, gamma: float = 1.0, name: str = "reward"
-) -> None:
-    """Raises ValueError with one sentence unless the fields fit the tree and β and γ are usable."""
-    check_beta(beta, tree)
-    if not (isinstance(gamma, int | float) and 0 < gamma <= 1):
-        raise ValueError(f"gamma must lie in (0, 1], not {gamma!r}.")
-    check_field(tree, reward, name)
-    check_field(tree, log_ref, "log_ref")
-    for t, (r, ref) in enumerate(zip(reward, log_ref, strict=True)):
-        absent = tree.absent(t)
-        # A sum is finite exactly when all its terms are, and costs a fifth of testing each.
-        present = r if absent is None else r.masked_fill(absent, 0.0)
-        if not present.sum().isfinite():
-            s, a = _first(~present.isfinite())
-            raise ValueError(
-                f"{name} of action {a} in state {s} of level {t} is {r[s, a]}, not a finite number."
-            )
-        present = ref if absent is None else ref.masked_fill(absent, 0.0)
-        if not present.sum().isfinite():
-            s, a = _first(~present.isfinite())
-            raise ValueError(
-                f"log_ref of action {a} in state {s} of level {t} is {ref[s, a]}: the reference "
-                "never writes it, so its reward cannot be known; mark the action ABSENT instead."
-            )
-        if absent is not None and not ref.masked_fill(absent, -math.inf).equal(ref):
-            s, a = _first(absent & (ref != -math.inf))
-            raise ValueError(
-                f"log_ref must be -inf for action {a} in state {s} of level {t}, which is ABSENT."
-            )
-        off = ref.exp().sum(dim=-1) - 1
-        if off.abs().max() > 1e-8:
-            s = int(off.abs().argmax())
-            raise ValueError(
-                f"log_ref is not a distribution: in state {s} of level {t} the probabilities sum "
-                f"to 1 {'+' if off[s] > 0 else '-'} {abs(off[s].item()):.3g}."
-            )
-
-
-def check_field(tree: MDP, field: Levels, name: str) -> None:
-    """Raises ValueError unless `field` is an edge field of `tree` in float64."""
-    shapes = [tuple(x.shape) for x in field]
-    if shapes != tree.shapes:
-        raise ValueError(
-            f"{name} must have one (states, actions) table a level, {tree.shapes}; got {shapes}."
-        )
-    if any(x.dtype != torch.float64 for x in field):
-        raise ValueError(f"{name} must be float64: the exact floor promises 1e-10.")
-
-
-def check_beta(beta: Beta, tree: MDP | None = None) -> None:
-    """Raises ValueError unless β is a positive, finite number, or one such number a state."""
-    if isinstance(beta, tuple) and tree is not None:
-        if [len(b) for b in beta] != [n for n, _ in tree.shapes]:
-            raise ValueError("beta must be a number, or a state field with one (n_t,) row a level.")
-        for t, b in enumerate(beta):
-            bad = ~(b.isfinite() & (b > 0))
-            if bad.any():
-                s = _first(bad)[0]
-                raise ValueError(
-                    f"beta must be positive and finite; in state {s} of level {t} it is {b[s]:g}."
-                )
-    elif not (isinstance(beta, int | float) and math.isfinite(beta) and beta > 0):
-        raise ValueError(f"beta must be a positive, finite number, not {beta!r}.")
-
-
-def _first(where: Tensor) -> list[int]:
-    return where.nonzero()[0].tolist()
-
-
 def _backwards(tree: MDP, level, gamma: float) -> tuple[Levels, Levels, Levels]:
     """Runs `level(t, γ V(s'))` from the deepest level up and collects (V, Q, log π)."""
     found, value = [], None
     for t in reversed(range(tree.horizon)):
         following = tree.next_value(t, value)
         value, q, logp = level(t, following if gamma == 1 else gamma * following)
+        if not (value.sum().isfinite() or value.isfinite().all()):
+            raise ValueError(
+                f"The values of level {t} overflow float64; divide the rewards and beta by one "
+                "large number, which leaves the policy as it is."
+            )
         found.append((value, q, logp))
     values, qs, logps = zip(*reversed(found), strict=True)
     return values, qs, logps
+
+
+def _largest(x: Tensor) -> Tensor:
+    """The largest number of each row, (..., A) to (..., 1), and 0 where that is not finite."""
+    if not (x.ndim and x.shape[-1]):
+        raise ValueError("A soft maximum needs at least one number in each row.")
+    top = x.detach().amax(dim=-1, keepdim=True)
+    return torch.where(top.isfinite(), top, 0.0)

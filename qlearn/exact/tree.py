@@ -17,13 +17,17 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from graphlib import CycleError, TopologicalSorter
+from numbers import Integral
 
 import torch
 from torch import Tensor
 
+from qlearn.exact.check import check_below, check_fields, check_mass
+
 TERMINAL = -1  # this action ends the response
 ABSENT = -2  # this state does not have this action
 
+LARGEST = 100_000_000  # edges of a tree that fits into memory, with its fields
 Levels = tuple[Tensor, ...]
 
 
@@ -32,19 +36,23 @@ class Tree:
     """A deterministic token MDP: `child[t][s, a]` is a row of level t + 1, `TERMINAL` or `ABSENT`.
 
     Shapes: one int64 table (n_t, A) a level; the rows of level 0 are the prompts.
-    Raises: ValueError where a table names a row that does not exist, or a state that has no action.
+    Raises: ValueError where a table names a row that does not exist, for a state without an action
+    or a level without a state.
     Source: token MDP of §3.1 of the paper; `def-token-mdp` in the book.
     """
 
     child: Levels
 
     def __post_init__(self):
+        for t, table in enumerate(self.child):
+            if not isinstance(table, Tensor) or table.ndim != 2 or table.dtype != torch.int64:
+                raise ValueError(f"child[{t}] must be an int64 table (states, actions).")
         if not self.child or not len(self.child[0]):
             raise ValueError("A tree needs at least one prompt and one level, so one token.")
         for t, table in enumerate(self.child):
             below = len(self.child[t + 1]) if t + 1 < len(self.child) else 0
-            if table.ndim != 2 or table.dtype != torch.int64:
-                raise ValueError(f"child[{t}] must be an int64 table (states, actions).")
+            if not len(table):
+                raise ValueError(f"Level {t} has no state; leave it and those below out.")
             outside = (table < ABSENT) | (table >= below)
             if outside.any():
                 s, a = outside.nonzero()[0].tolist()
@@ -60,12 +68,23 @@ class Tree:
     def full(cls, n_actions: int, horizon: int, eos: int | None = 0, n_prompts: int = 1) -> "Tree":
         """Every response of at most `horizon` tokens out of `n_actions`, of which `eos` ends it.
 
-        Raises: ValueError for a vocabulary, horizon or eos that leaves nothing to write.
+        Raises: ValueError for a vocabulary, horizon or eos that leaves nothing to write, and for a
+        tree that is too large to enumerate.
         """
-        if n_actions < 1 or horizon < 1 or n_prompts < 1:
-            raise ValueError("n_actions, horizon and n_prompts must be at least 1.")
-        if eos is not None and not 0 <= eos < n_actions:
+        sizes = (n_actions, horizon, n_prompts)
+        if not all(isinstance(n, Integral) and n >= 1 for n in sizes):
+            raise ValueError("n_actions, horizon and n_prompts must be whole and at least 1.")
+        if eos is not None and not (isinstance(eos, Integral) and 0 <= eos < n_actions):
             raise ValueError(f"eos must be one of the {n_actions} actions or None, not {eos}.")
+        grows, n_states, n_edges = n_actions - (eos is not None), n_prompts, 0
+        for _ in range(horizon if grows else 1):
+            n_edges += n_states * n_actions
+            n_states *= grows
+            if n_edges > LARGEST:
+                raise ValueError(
+                    f"Responses of {horizon} tokens out of {n_actions} are too many to "
+                    f"enumerate: the tree would have more than {LARGEST:,} edges."
+                )
         goes_on = torch.tensor([a != eos for a in range(n_actions)])
         child, n_states = [], n_prompts
         for t in range(horizon):
@@ -89,7 +108,8 @@ class Tree:
         Raises: ValueError without a level or with an empty one.
         Source: the layered graph of Lemma 2; `eq-diffusion-bellman` in the book.
         """
-        if not sizes or min(sizes) < 1 or n_prompts < 1:
+        whole = all(isinstance(n, Integral) and n >= 1 for n in (*sizes, n_prompts))
+        if not len(sizes) or not whole:
             raise ValueError("sizes must name at least one level, each with at least one value.")
         rows = [n_prompts, *sizes[:-1]]
         child = [torch.arange(n).repeat(m, 1) for m, n in zip(rows, sizes, strict=True)]
@@ -140,16 +160,19 @@ class Tree:
     def unfold(self) -> tuple["Tree", Levels]:
         """The tree of all paths of a layered graph, and the row here of each of its states.
 
+        States that no path reaches are left out, and so are the levels of which none is left.
         `lift(field, rows)` carries an edge or state field over.
         """
         rows, child = [torch.arange(len(self.child[0]))], []
         for table in self.child:
-            here = table[rows[-1]]
-            goes_on = here >= 0
-            unfolded = here.clone()
+            if not len(rows[-1]):
+                break
+            reached = table[rows[-1]]
+            goes_on = reached >= 0
+            unfolded = reached.clone()
             unfolded[goes_on] = torch.arange(int(goes_on.sum()))
             child.append(unfolded)
-            rows.append(here[goes_on])
+            rows.append(reached[goes_on])
         return Tree(tuple(child)), tuple(rows[:-1])
 
     @property
@@ -183,15 +206,25 @@ class Tree:
         return self._absent[t]
 
     def split(self, flat: Tensor) -> Levels:
-        """An edge field from one vector of n_states * A numbers, level after level, row by row."""
+        """An edge field from one vector of n_states * A numbers, level after level, row by row.
+
+        Raises: ValueError for a vector of another length.
+        """
         sizes = [table.numel() for table in self.child]
+        if not isinstance(flat, Tensor) or tuple(flat.shape) != (sum(sizes),):
+            raise ValueError(f"An edge field of this tree is one vector of {sum(sizes)} numbers.")
         parts = flat.split(sizes)
         return tuple(x.view_as(table) for x, table in zip(parts, self.child, strict=True))
 
     def next_value(self, t: int, value_below: Tensor | None) -> Tensor:
-        """V(s') for each edge of level t, with V(terminal) = 0: (n_t, A)."""
+        """V(s') for each edge of level t, with V(terminal) = 0: (n_t, A).
+
+        Raises: ValueError unless `value_below` has one number a state of level t + 1.
+        """
         table = self.child[t]
-        if value_below is None:
+        if value_below is not None:
+            check_below(self, t, value_below)
+        if value_below is None or not len(value_below):
             return torch.zeros((), dtype=torch.float64).expand(table.shape)
         return torch.where(table >= 0, value_below[table.clamp(min=0)], 0.0)
 
@@ -199,8 +232,11 @@ class Tree:
         """The probability that reaches each state of level t + 1 from edges with this `mass`.
 
         The adjoint of `next_value`: Σ_e mass(e) V(s') = Σ_s' push(s') V(s').
+
+        Raises: ValueError unless `mass` has one number an edge of level t.
         """
         table = self.child[t]
+        check_mass(self, t, mass)
         below = mass.new_zeros(len(self.child[t + 1]) if t + 1 < self.horizon else 0)
         return below.index_add(0, table[table >= 0], mass[table >= 0])
 
@@ -223,10 +259,13 @@ class Tree:
     def prefix_sums(self, field: Levels) -> Levels:
         """Σ_{i≤t} x(s_i, a_i) from the prompt up to and including every edge: (n_t, A) a level.
 
+        Raises: ValueError for a field that does not fit, or where paths merge.
         Source: `eq-martingale` in the book.
         """
+        routes = self._routes
+        check_fields(self.shapes, field=field)
         so_far, sums = field[0].new_zeros(len(self.child[0])), []
-        for (_, goes_on), x in zip(self._routes, field, strict=True):
+        for (_, goes_on), x in zip(routes, field, strict=True):
             sums.append(so_far[:, None] + x)
             so_far = sums[-1].flatten()[goes_on]
         return tuple(sums)
@@ -236,12 +275,14 @@ class Tree:
 
         With x = r this is the return, with x = log π the log-probability of the response.
 
+        Raises: as `prefix_sums`.
         Source: `eq-chain-rule` in the book.
         """
         return self.at_ends(self.prefix_sums(field))
 
     def at_ends(self, field: Levels) -> Tensor:
         """The numbers of an edge field on the last token of every response: (L,), as `leaves`."""
+        check_fields(self.shapes, dtype=None, field=field)
         levels = zip(self._routes, field, strict=True)
         return torch.cat([x.flatten()[ends] for (ends, _), x in levels])
 
@@ -258,8 +299,13 @@ class Tree:
         """The edge field that holds one number a response on its last token and 0 elsewhere.
 
         The inverse of `at_ends` on sparse fields: `returns` (L,) in the order of `leaves`.
+
+        Raises: ValueError for another number of returns.
         """
-        parts = returns.split([len(ends) for ends, _ in self._routes])
+        sizes = [len(ends) for ends, _ in self._routes]
+        if not isinstance(returns, Tensor) or tuple(returns.shape) != (sum(sizes),):
+            raise ValueError(f"returns must be one vector of {sum(sizes)} numbers, one a response.")
+        parts = returns.split(sizes)
         field = []
         for (ends, _), table, x in zip(self._routes, self.child, parts, strict=True):
             flat = x.new_zeros(table.numel()).index_copy(0, ends, x)
@@ -285,5 +331,20 @@ class Tree:
 
 
 def lift(field: Levels, rows: Levels) -> Levels:
-    """A field of a layered graph on the tree that `Tree.unfold` made of it, by its `rows`."""
-    return tuple(x[row] for x, row in zip(field, rows, strict=True))
+    """A field of a layered graph on the tree that `Tree.unfold` made of it, by its `rows`.
+
+    Raises: ValueError for a field with fewer levels than the tree.
+    """
+    if len(field) < len(rows):
+        raise ValueError(f"The field has {len(field)} levels, the unfolded tree {len(rows)}.")
+    return tuple(x[row] for x, row in zip(field, rows, strict=False))
+
+
+def present(tree: Tree, field: Levels, elsewhere: float = 0.0) -> Levels:
+    """An edge field with the number `elsewhere` at actions that are ABSENT, whatever stood there.
+
+    Raises: ValueError for a field that does not fit the tree.
+    """
+    check_fields(tree.shapes, dtype=None, field=field)
+    levels = ((x, tree.absent(t)) for t, x in enumerate(field))
+    return tuple(x if absent is None else x.masked_fill(absent, elsewhere) for x, absent in levels)

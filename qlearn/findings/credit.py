@@ -13,6 +13,7 @@ from scipy.stats import pearsonr, spearmanr
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from qlearn.exact.check import check_beta, check_count
 from qlearn.exact.soft import implicit_reward
 from qlearn.lm.logprobs import Row, collate, completion_logits, completion_logps
 
@@ -37,8 +38,11 @@ def token_credit(
 ) -> list[Credit]:  # fmt: skip
     """The credit of every token of each row (prompt ids, completion ids).
 
+    Raises: ValueError for β that is not positive and finite, or a batch size below 1.
     Source: Eqs 10 and 11; `eq-implicit-reward` and `eq-surprisal` in the book.
     """
+    check_beta(beta)
+    check_count("batch_size", batch_size)
     credits = []
     for start in range(0, len(rows), batch_size):
         batch = collate(rows[start : start + batch_size], policy.device)
@@ -59,8 +63,10 @@ def one_step_map(
     How far one small step of DPO from the reference moves log π(a|s), up to a factor a response:
     the heat map of a policy that has learned nothing yet. Large where a token surprises.
 
+    Raises: ValueError for a batch size below 1.
     Source: D4; `eq-one-step-map` in the book.
     """
+    check_count("batch_size", batch_size)
     maps = []
     for start in range(0, len(rows), batch_size):
         part = rows[start : start + batch_size]
@@ -79,9 +85,16 @@ def agreement(credits: Sequence[Credit], truths: Sequence[list[dict]]) -> dict[s
     spearman_facts over tokens that state a fact, pearson_all over all tokens. spearman_ceiling is
     what the exact advantage itself would score if each value were off by a normal error of 0.02:
     below 1 because many facts' true advantages differ by less than that.
+
+    Raises: ValueError unless credits and truths are of the same tokens, at least two of them facts.
     """
-    found = torch.cat([credit.advantage for credit in credits]).numpy()
     tokens = [token for truth in truths for token in truth]
+    lengths = [len(credit.advantage) for credit in credits], [len(truth) for truth in truths]
+    if lengths[0] != lengths[1]:
+        raise ValueError("credits and truths must tell of the same tokens of the same responses.")
+    if sum(token["kind"] in ("right", "slip", "habit") for token in tokens) < 2:
+        raise ValueError("A correlation needs at least two tokens that state a fact.")
+    found = torch.cat([credit.advantage for credit in credits]).numpy()
     exact = torch.tensor([token["advantage"] for token in tokens]).numpy()
     blurred = exact + 0.02 * np.random.default_rng(0).standard_normal(len(exact))
     facts = [token["kind"] in ("right", "slip", "habit") for token in tokens]

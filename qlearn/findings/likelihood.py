@@ -1,6 +1,5 @@
 """Where probability goes during preference training: Eq. 16, and what a run's own curves say."""
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,16 +7,18 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import NamedTuple
 
-import numpy as np
 import torch
-import yaml
+from scipy.integrate import quad
 from scipy.optimize import brentq
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from qlearn.errors import InputError
+from qlearn.exact.check import check_beta, check_number
+from qlearn.findings.objective import objective_of
+from qlearn.findings.run_log import find_log, is_finite, kind, read_metrics
 from qlearn.lm.logprobs import Row, collate, completion_logits
-from qlearn.options import option, required
+from qlearn.options import check_ranges, option, required
 
 REWARDS = ("rewards/chosen", "rewards/rejected")  # TRL's names, and ours
 TOO_FAR = 2.0  # a fall of this many times what the margin accounts for
@@ -69,17 +70,27 @@ def variance_of_margin(margin: float) -> float:
     The margin of the best policy where the judge's reward has variance v over the reference's
     responses. Reward units squared; v ≥ margin.
 
+    Raises: ValueError for a margin that is negative or above 10¹⁵⁰, where its square ends.
     Source: `eq-gaussian-margin` in the book.
     """
-    node, weight = np.polynomial.hermite_e.hermegauss(180)
-    weight = weight / weight.sum()
+    check_number("margin", margin, least=0, most=1e150)
+    if margin < 1e-12:  # v = m + m²/2 + ...
+        return float(margin)
 
     def excess(v: float) -> float:
-        gap = math.sqrt(2 * v) * node
-        return float(weight @ (gap * np.tanh(gap / 2))) - margin
+        scale = math.sqrt(2 * v)
+
+        def density(z: float) -> float:  # Δ = scale · z; both signs of z count alike
+            gap = scale * z
+            return 2 * gap * math.tanh(gap / 2) * math.exp(-(z**2) / 2) / math.sqrt(2 * math.pi)
+
+        bend = min(40 / scale, 6.0)  # beyond it tanh is 1
+        parts = (quad(density, *ends, epsabs=0, epsrel=1e-11) for ends in ((0, bend), (bend, 12)))
+        return sum(part for part, _ in parts) - margin
 
     # x tanh(x/2) lies between |x| − 0.6 and x²/2
-    return brentq(excess, 0.99 * margin, math.pi / 4 * (margin + 0.6) ** 2 + 1e-9)
+    low, high = 0.99 * margin, 1.01 * math.pi / 4 * (margin + 0.6) ** 2
+    return brentq(excess, low, high, xtol=1e-12 * margin, rtol=1e-12)
 
 
 class Diagnosis(NamedTuple):
@@ -111,13 +122,18 @@ def diagnose(
     (chosen + rejected)/2 = −v/2β. Twice that fall is called too far. A smaller fall is usual: it
     is what an unfinished training, or a reward with a bound, gives.
 
-    Raises: InputError for fewer than three lines with implicit rewards.
+    Lines whose rewards are not finite numbers are left out, and the sentence says so.
+
+    Raises: InputError for fewer than three lines with implicit rewards, or rewards beyond 1e100;
+    ValueError for β that is not positive and finite.
     Source: Eq. 16; `eq-sign-law` and `eq-gaussian-margin` in the book.
     """
-    lines = [line for line in metrics if all(key in line for key in REWARDS)]
+    check_beta(beta)
+    lines, left_out = usable_lines(metrics)
     if len(lines) < 3:
         raise InputError(
-            f"The log has {len(lines)} lines with {' and '.join(REWARDS)}; a diagnosis needs 3."
+            f"A diagnosis needs 3 lines with {' and '.join(REWARDS)} as finite numbers, and the "
+            f"log has {len(lines)}.{left_out}"
         )
     last = lines[-max(2, len(lines) // 3) :]
     chosen, rejected = (fmean(line[key] for line in last) for key in REWARDS)
@@ -153,8 +169,26 @@ def diagnose(
         verdict = "falls too far"
     else:
         verdict = "falls as expected"
-    sentence = _curves(numbers, learned) + _meaning(verdict, numbers, worse)
+    sentence = _curves(numbers, learned) + _meaning(verdict, numbers, worse) + left_out
     return Diagnosis(verdict, sentence, numbers, VERDICTS[verdict])
+
+
+def usable_lines(metrics: Sequence[dict]) -> tuple[list[dict], str]:
+    """The logged lines with both rewards as finite numbers, and a sentence on those without.
+
+    Lines that have no rewards, as of an evaluation, are neither.
+    """
+    lines = [line for line in metrics if all(key in line for key in REWARDS)]
+    bad = [(line, key) for line in lines for key in REWARDS if not is_finite(line[key])]
+    usable = [line for line in lines if all(is_finite(line[key]) for key in REWARDS)]
+    if not bad:
+        return usable, ""
+    line, key = bad[0]
+    step = f"step {line['step']}" if is_finite(line.get("step")) else "a line without a step"
+    return usable, (
+        f" {len(lines) - len(usable)} of the log's {len(lines)} lines are left out, the first at "
+        f"{step}: its {key} is {kind(line[key])}, not a finite number."
+    )
 
 
 def _curves(x: dict[str, float], learned: bool) -> str:
@@ -191,59 +225,55 @@ def _meaning(verdict: str, x: dict[str, float], worse: Sequence[str]) -> str:
 class DiagnoseConfig:
     """Settings of `qlearn diagnose RUN_DIR`."""
 
-    run_dir: str = required("a DPO run: ours (metrics.jsonl) or TRL's (trainer_state.json)")
-    beta: float | None = option(None, "the run's beta; default: as its qlearn.yaml says")
+    run_dir: str = required(
+        "a DPO run: ours (metrics.jsonl) or TRL's (trainer_state.json), the directory or the file"
+    )
+    beta: float | None = option(
+        None, "the run's beta; default: as its qlearn.yaml or training_args.bin says", above=0
+    )
     nll_before: float | None = option(
-        None, "mean -log π of good held-out responses under the reference, nats a response"
+        None,
+        "mean -log π of good held-out responses under the reference, nats a response",
+        at_least=0,
     )
-    nll_after: float | None = option(None, "the same under the trained policy")
+    nll_after: float | None = option(None, "the same under the trained policy", at_least=0)
     unreadable_before: float | None = option(
-        None, "share of the reference's samples that are broken: endless, empty, garbled"
+        None,
+        "share of the reference's samples that are broken: endless, empty, garbled",
+        at_least=0,
+        at_most=1,
     )
-    unreadable_after: float | None = option(None, "the same of the trained policy's samples")
+    unreadable_after: float | None = option(
+        None, "the same of the trained policy's samples", at_least=0, at_most=1
+    )
 
     def __post_init__(self):
-        if self.beta is not None and not (math.isfinite(self.beta) and self.beta > 0):
-            raise InputError(f"beta must be positive and finite, not {self.beta}.")
-        for name, most in (("nll", math.inf), ("unreadable", 1.0)):
-            pair = self.evidence(name)
-            if pair.count(None) == 1:
-                raise InputError(f"{name}_before and {name}_after are of use only together.")
-            if not all(x is None or 0 <= x <= most for x in pair):
-                raise InputError(f"{name}_before and {name}_after cannot be {pair[0]}, {pair[1]}.")
+        check_ranges(self)
+        for name in ("nll", "unreadable"):
+            if self.evidence(name).count(None) == 1:
+                raise InputError(
+                    f"{name}_before and {name}_after are of use only together; pass both."
+                )
 
     def evidence(self, name: str) -> tuple[float | None, float | None]:
         return getattr(self, f"{name}_before"), getattr(self, f"{name}_after")
 
 
-def read_metrics(run_dir: str) -> list[dict]:
-    """The logged lines of a run: metrics.jsonl, or log_history of the latest trainer_state.json.
-
-    Raises: InputError where the directory has neither, or they cannot be read.
-    """
-    root = Path(run_dir)
-    ours, states = root / "metrics.jsonl", list(root.glob("**/trainer_state.json"))
-    try:
-        if ours.is_file():
-            return [json.loads(line) for line in ours.read_text(encoding="utf-8").splitlines()]
-        if states:
-            found = [json.loads(path.read_text(encoding="utf-8")) for path in states]
-            return max(found, key=lambda state: state.get("global_step", 0))["log_history"]
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"The metrics in {run_dir} cannot be read ({error}).") from error
-    raise InputError(f"{run_dir} holds neither metrics.jsonl nor trainer_state.json.")
-
-
 def run(config: DiagnoseConfig) -> Diagnosis:
     """`qlearn diagnose`: prints the verdict, its numbers and what to look at next."""
-    metrics, beta = read_metrics(config.run_dir), config.beta
-    own = Path(config.run_dir) / "qlearn.yaml"
-    if beta is None and own.is_file():
-        beta = yaml.safe_load(own.read_text(encoding="utf-8")).get("beta")
-    if beta is None:
-        raise InputError("What to expect depends on beta; pass the run's with --beta.")
+    log = find_log(config.run_dir)
+    objective = objective_of(str(log.parent), config.beta)
+    if objective.source is None and log.parent != Path(config.run_dir) != log:
+        objective = objective_of(config.run_dir, config.beta)
+    if not objective.is_advantage:
+        remedy = "pass the run's with --beta" if objective.takes_beta else "read its curves by eye"
+        raise InputError(
+            f"What to expect depends on beta and holds for DPO's plain loss only: "
+            f"{objective.problem}; {remedy}."
+        )
     pairs = (config.evidence(name) for name in ("nll", "unreadable"))
-    found = diagnose(metrics, beta, *(None if pair[0] is None else pair for pair in pairs))
+    evidence = (None if pair[0] is None else pair for pair in pairs)
+    found = diagnose(read_metrics(str(log)), objective.beta, *evidence)
     print(f"{found.verdict}: {found.sentence}\n")
     for name, number in found.numbers.items():
         print(f"  {name:22} {number:.4g}")

@@ -5,25 +5,37 @@ Where no model guides a search, `exact_forecast` tells the truth of an embedded 
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
+from typing import Literal
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from qlearn.errors import InputError
+from qlearn.findings.objective import objective_of
 from qlearn.findings.proxy import tilted
 from qlearn.lm.cursor import Policy, parts, response_logps
 from qlearn.lm.data import read_rows
-from qlearn.lm.decode import Decoding, decode
+from qlearn.lm.decode import SETTINGS, Decoding, decode
 from qlearn.lm.logprobs import Row
 from qlearn.lm.models import check_same_vocabulary, load_model
 from qlearn.lm.search import Forecast, implied_forecast
 from qlearn.lm.tokenizers import load_tokenizer
 from qlearn.lm.worlds import UNREADABLE, WORLDS, Post, World
-from qlearn.options import option, required
+from qlearn.options import (
+    LARGEST_SEED,
+    check_output,
+    check_ranges,
+    check_text,
+    option,
+    required,
+    write_text,
+)
 from qlearn.train.engine import choose_device
+
+WORLD_BETA = 0.1  # where an embedded world's truth guides and no β is given
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +48,16 @@ class SearchConfig(Decoding):
         f"({', '.join(WORLDS)})"
     )
     output: str = option("answers.jsonl", "where the responses go; an older file is replaced")
-    max_prompts: int = option(16, "how many prompts are answered")
-    seed: int = option(0, "of sampling, and of an embedded world's posts")
+    max_prompts: int = option(16, "how many prompts are answered", at_least=1)
+    seed: int = option(
+        0, "of sampling, and of an embedded world's posts", at_least=0, below=LARGEST_SEED
+    )
+    beta: float | None = option(
+        None,
+        "guided, mcts: the price of a nat of distance from the policy; default: the guide's own, "
+        f"as its qlearn.yaml or training_args.bin says, and {WORLD_BETA} for a world's truth",
+        above=0,
+    )
     reference: str | None = option(None, "adds log_ratio, log π/π_ref of this model, to each line")
     guide: str | None = option(
         None,
@@ -46,14 +66,16 @@ class SearchConfig(Decoding):
     )
     tuned: str | None = option(None, "proxy tuning: a small tuned model; needs untuned")
     untuned: str | None = option(None, "proxy tuning: the model that it was tuned from")
-    alpha: float = option(1.0, "proxy tuning: the exponent of tuned over untuned")
+    alpha: float = option(
+        1.0, "proxy tuning: the exponent of tuned over untuned", above=-1e6, below=1e6
+    )
     tokenizer: str | None = option(None, "default: the policy's own")
-    device: str = option("auto", "where to compute: auto, cpu, cuda or mps")
+    device: Literal["auto", "cpu", "cuda", "mps"] = option("auto", "where to compute")
 
     def __post_init__(self):
+        check_ranges(self)
         super().__post_init__()
-        if self.max_prompts < 1:
-            raise InputError(f"max_prompts must be at least 1, not {self.max_prompts}.")
+        check_output("--output", self.output)
         if (self.tuned is None) != (self.untuned is None):
             raise InputError("Pass both --tuned and --untuned, or neither.")
 
@@ -64,6 +86,8 @@ def run(config: SearchConfig) -> None:
     Keys: prompt, text, length (tokens), ended, score (see `Decoded`), logp (Σ log π in nats);
     log_ratio with a reference; reward in an embedded world.
     """
+    if config.beta is None:
+        config = replace(config, beta=beta_of(config))
     tokenizer = load_tokenizer(config.tokenizer or config.policy)
     policy = load_policy(config, tokenizer)
     prompts, posts = load_prompts(config)
@@ -94,6 +118,25 @@ def run(config: SearchConfig) -> None:
     print(f"written to {config.output}")
 
 
+def beta_of(config: SearchConfig) -> float | None:
+    """β where the user gave none: the guide's, as its own file records it, or a world's.
+
+    None for a decoder that reads no β. Raises: InputError for a guide that does not tell its β, or
+    whose loss makes its log-ratios no soft advantage.
+    """
+    if "beta" not in SETTINGS[config.decoder]:
+        return None
+    if config.guide is None:
+        return WORLD_BETA
+    objective = objective_of(config.guide)
+    if not objective.is_advantage:
+        raise InputError(
+            f"How far the guide's log-ratios are to be trusted depends on its beta and its loss: "
+            f"{objective.problem}; pass --beta to search with beta log π/π_ref as the reward."
+        )
+    return objective.beta
+
+
 def load_prompts(config: SearchConfig) -> tuple[list[str], list[Post]]:
     """The prompts, and their posts where they are an embedded world's."""
     if config.data in WORLDS:
@@ -102,7 +145,10 @@ def load_prompts(config: SearchConfig) -> tuple[list[str], list[Post]]:
     rows = read_rows(config.data, ("prompt",))[: config.max_prompts]
     for number, row in rows:
         if not (isinstance(row, dict) and isinstance(row.get("prompt"), str) and row["prompt"]):
-            raise InputError(f"{config.data}, row {number}: the prompt is missing or not text.")
+            raise InputError(
+                f"{config.data}, row {number}: the prompt is missing or not text; give it one."
+            )
+        check_text(f"{config.data}, row {number}: the prompt", row["prompt"])
     return [row["prompt"] for _, row in rows], []
 
 
@@ -123,7 +169,7 @@ def load_forecast(
     """What guided search and tree search believe, or None for decoders that believe nothing."""
     if config.decoder not in ("guided", "mcts"):
         if config.guide:
-            raise InputError(f"The decoder {config.decoder} does not read --guide.")
+            raise InputError(f"The decoder {config.decoder} does not read --guide; leave it out.")
         return None
     if config.guide:
         if config.tuned:
@@ -181,12 +227,9 @@ def exact_forecast(
 
 def write(path: str, columns: dict[str, list]) -> None:
     """One JSON object a row. Raises InputError where the file cannot be written."""
-    try:
-        with open(path, "w", encoding="utf-8") as file:
-            for values in zip(*columns.values(), strict=True):
-                print(json.dumps(dict(zip(columns, values, strict=True))), file=file)
-    except OSError as error:
-        raise InputError(f"Cannot write {path}: {error.strerror}.") from error
+    rows = zip(*columns.values(), strict=True)
+    lines = [json.dumps(dict(zip(columns, values, strict=True))) for values in rows]
+    write_text("--output", path, "".join(f"{line}\n" for line in lines))
 
 
 def _load(name: str, config: SearchConfig, tokenizer, like: Policy | None = None):

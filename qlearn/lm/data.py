@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
-from qlearn.errors import InputError
+from qlearn.errors import InputError, reason_of
 
 SFT_COLUMNS = ("prompt", "completion")
 PREFERENCE_COLUMNS = ("prompt", "chosen", "rejected")
@@ -92,7 +92,7 @@ def _read_parquet(path: str) -> Iterator[tuple[int, dict]]:
     try:
         table = parquet.read_table(path)
     except (pyarrow.ArrowInvalid, OSError) as error:
-        raise InputError(f"{path} is not a readable parquet file ({error}).") from error
+        raise InputError(f"{path} is not a readable parquet file ({reason_of(error)}).") from error
     yield from enumerate(table.to_pylist(), start=1)
 
 
@@ -103,10 +103,9 @@ def _read_hub(source: str) -> list[tuple[int, dict]]:
     try:
         table = datasets.load_dataset(name, split=split or "train")
     except Exception as error:  # the hub's many failures have no common class
-        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else ""
         raise InputError(
             f"Could not read {source!r} as a file or from the hub; pass the path of a local .jsonl "
-            f"or .parquet file instead ({type(error).__name__}: {reason})"
+            f"or .parquet file instead ({reason_of(error)})."
         ) from error
     return list(enumerate(table, start=1))
 

@@ -68,14 +68,16 @@ class Decoding:
             if value is not None and value < 1:
                 raise InputError(f"{name} must be at least 1, not {value}.")
         for name in ("temperature", "beta"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise InputError(f"{name} must be positive and finite, not {getattr(self, name)}.")
+            value = getattr(self, name)  # None where a subclass finds it out later
+            if value is not None and not 0 < value < float("inf"):
+                raise InputError(f"{name} must be positive and finite, not {value}.")
         for name in ("length_penalty", "exploration"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise InputError(f"{name} must not be negative, not {getattr(self, name)}.")
         for f in fields(Decoding):
             readers = [decoder for decoder, names in SETTINGS.items() if f.name in names]
-            if readers and self.decoder not in readers and getattr(self, f.name) != f.default:
+            unset = (f.default, None)
+            if readers and self.decoder not in readers and getattr(self, f.name) not in unset:
                 raise InputError(
                     f"{f.name} is set to {getattr(self, f.name)}, but the decoder {self.decoder} "
                     f"does not read it; leave it out or choose {' or '.join(readers)}."
@@ -273,16 +275,20 @@ def _batches(ids: Sequence[list[int]], how: Decoding) -> Iterator[list[int]]:
 
 def _check(policy, ids, how: Decoding, n_tokens: int, forecast) -> None:
     if how.beams > n_tokens:
-        raise InputError(f"beams is {how.beams}, more than the vocabulary's {n_tokens} tokens.")
+        raise InputError(
+            f"beams is {how.beams}, more than the vocabulary's {n_tokens} tokens; lower it."
+        )
     if how.decoder in ("guided", "mcts") and forecast is None:
-        raise InputError(f"The decoder {how.decoder} needs a forecast of what a text will earn.")
+        raise InputError(
+            f"The decoder {how.decoder} needs a forecast of what a text earns; pass one."
+        )
     if not all(ids):
-        raise InputError("A prompt has no token, so there is nothing to continue.")
+        raise InputError("A prompt has no token to continue; give each prompt some text.")
     models, _ = parts(policy)
     context = min(getattr(m.config, "max_position_embeddings", sys.maxsize) for m in models)
     longest = max(map(len, ids), default=0)
     if longest + how.max_new_tokens > context:
         raise InputError(
             f"A prompt of {longest} tokens and max_new_tokens {how.max_new_tokens} exceed the "
-            f"model's context of {context}."
+            f"model's context of {context}; lower max_new_tokens or shorten the prompt."
         )

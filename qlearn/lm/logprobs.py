@@ -57,8 +57,7 @@ def logps_of_states(model: PreTrainedModel, batch: Batch, states: Tensor) -> tup
     """`completion_logps` where the body has been run: `states` (N, D) of `completion_states`."""
     mask = completion_mask(batch)
     targets = batch.input_ids[_positions(batch, mask, shift=0)]
-    logp = -F.cross_entropy(head_logits(model, states), targets, reduction="none")
-    return as_table(logp, mask), mask.long()
+    return as_table(target_logps(head_logits(model, states), targets), mask), mask.long()
 
 
 def completion_logits(model: PreTrainedModel, batch: Batch) -> Tensor:
@@ -74,11 +73,39 @@ def completion_states(model: PreTrainedModel, batch: Batch) -> Tensor:
 
 
 def head_logits(model: PreTrainedModel, states: Tensor) -> Tensor:
-    """The vocabulary head's logits (N, V), float32 whatever the body computes in."""
+    """The vocabulary head's logits (N, V), at least float32 whatever the body computes in."""
     head = model.get_output_embeddings()
+    dtype = torch.promote_types(states.dtype, torch.float32)
     with torch.autocast(states.device.type, enabled=False):
-        bias = None if head.bias is None else head.bias.float()
-        return F.linear(states.float(), head.weight.float(), bias)
+        bias = None if head.bias is None else head.bias.to(dtype)
+        return F.linear(states.to(dtype), head.weight.to(dtype), bias)
+
+
+def target_logps(logits: Tensor, targets: Tensor) -> Tensor:
+    """log π of each state's target token: logits (N, V) and ids (N,) to (N,), in nats.
+
+    Overwrites `logits` in the backward pass, so that one table of N · V numbers is all that lives.
+
+    >>> target_logps(torch.tensor([[0.0, 0.0, 0.0, 0.0]]), torch.tensor([2])).exp().item()
+    0.25
+    """
+    return _TargetLogps.apply(logits, targets)
+
+
+class _TargetLogps(torch.autograd.Function):
+    """logit[target] − logsumexp(logits); its gradient is onehot(target) − softmax(logits)."""
+
+    @staticmethod
+    def forward(ctx, logits, targets):
+        total = logits.logsumexp(dim=-1)  # (N,)
+        ctx.save_for_backward(logits, targets, total)
+        return logits.gather(1, targets[:, None])[:, 0] - total
+
+    @staticmethod
+    def backward(ctx, gradient):
+        logits, targets, total = ctx.saved_tensors
+        table = logits.sub_(total[:, None]).exp_().mul_(-gradient[:, None])  # (N, V), in place
+        return table.scatter_add_(1, targets[:, None], gradient[:, None]), None
 
 
 def sum_logps(model: PreTrainedModel, rows: Sequence[Row], batch_size: int) -> Tensor:
@@ -103,8 +130,8 @@ def completion_mask(batch: Batch) -> Tensor:
 
 
 def as_table(numbers: Tensor, mask: Tensor) -> Tensor:
-    """N numbers, row after row, as a table (B, T) that is 0 where `mask` is."""
-    return torch.zeros(mask.shape, device=numbers.device).masked_scatter(mask, numbers)
+    """N numbers, row after row, as a table of the mask's shape that is 0 where it is."""
+    return numbers.new_zeros(mask.shape).masked_scatter(mask, numbers)
 
 
 def _positions(batch: Batch, mask: Tensor, shift: int) -> tuple[Tensor, Tensor]:

@@ -17,7 +17,7 @@ import yaml
 from transformers import PreTrainedModel
 from transformers.utils import is_peft_available
 
-from qlearn.errors import InputError
+from qlearn.errors import InputError, reason_of
 
 # Weights under these names are the model's own, wrapped by torch.compile or by data parallelism.
 WRAPPERS = {"_orig_mod.": "torch.compile", "module.": "torch's DataParallel"}
@@ -52,10 +52,10 @@ def from_pretrained(loader, name: str, what: str, **options):
             if damaged:
                 raise InputError(f"{damaged}; copy the file again.") from error
             raise InputError(f"The directory {name} holds no {what} that transformers can read: "
-                             f"{_first_line(error)}") from error  # fmt: skip
+                             f"{reason_of(error)}.") from error  # fmt: skip
         raise InputError(
             f"Could not read the {what} {name!r} as a directory or from the hub; without a network "
-            f"pass the path of a local directory instead ({_first_line(error)})"
+            f"pass the path of a local directory instead ({reason_of(error)})."
         ) from error
 
 
@@ -271,10 +271,3 @@ def _quiet():
         yield
     finally:
         transformers.logging.set_verbosity(level)
-
-
-def _first_line(error: Exception) -> str:
-    """What an exception says, as far as its first sentence where it says much."""
-    text = str(error).strip() or type(error).__name__
-    line = text.splitlines()[0]
-    return line if len(line) <= 200 else line.partition(". ")[0].rstrip(".") + "."

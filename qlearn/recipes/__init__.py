@@ -27,32 +27,51 @@ def read(recipe: str, config: type) -> dict:
     not have, with the nearest one that it has.
     """
     if recipe in names():
-        text = (resources.files(__name__) / f"{recipe}.yaml").read_text(encoding="utf-8")
+        path = str(resources.files(__name__) / f"{recipe}.yaml")
     elif os.path.isfile(recipe):
-        with open(recipe, encoding="utf-8") as file:
-            text = file.read()
+        path = recipe
     else:
         raise InputError(
             f"There is no recipe {recipe}: it is neither a file nor one of {', '.join(names())}."
         )
-    try:
-        found = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        where = getattr(error, "problem_mark", None)
-        line = f", line {where.line + 1}" if where else ""
-        raise InputError(f"{recipe}{line}: not valid YAML.") from error
-    if not isinstance(found, dict):
-        raise InputError(f"{recipe} must hold `key: value` lines.")
     valid = [f.name for f in fields(config)]
     settings = {}
-    for key, value in found.items():
+    for key, value in read_yaml(path).items():
         name = str(key).replace("-", "_")
         if name not in valid:
             (near,) = difflib.get_close_matches(name, valid, n=1, cutoff=0.0)
             raise InputError(f"{recipe}: unknown key {key!r}; the nearest valid key is {near!r}.")
+        if isinstance(value, (dict, list, set)):
+            raise InputError(
+                f"{recipe}: {key} holds a {type(value).__name__}; write one value behind it."
+            )
         if value is not None:
             settings[name] = value
     return settings
+
+
+def read_yaml(path: str) -> dict:
+    """The `key: value` lines of a YAML file.
+
+    Raises: InputError for a file that cannot be read, is not UTF-8 or not YAML, or holds no such
+    lines.
+    """
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            found = yaml.safe_load(file.read())
+    except OSError as error:
+        raise InputError(f"Cannot read {path}: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 text; save it as UTF-8.") from error
+    except yaml.YAMLError as error:
+        where = getattr(error, "problem_mark", None)
+        line = f", line {where.line + 1}" if where else ""
+        raise InputError(f"{path}{line}: not valid YAML; write `key: value` lines.") from error
+    except (ValueError, RecursionError) as error:  # a date that is none, 5,000 digits, 1,000 lists
+        raise InputError(f"{path}: a value in it cannot be read; write plain ones.") from error
+    if not isinstance(found, dict):
+        raise InputError(f"{path} must hold `key: value` lines.")
+    return found
 
 
 def settings(recipe: str, config: type, **overrides):

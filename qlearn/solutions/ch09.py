@@ -21,7 +21,9 @@ def check_1(answer):
     require_function(answer)
     logp, ref_logp, beta = [-0.5, -2.0, -1.0], [-1.0, -0.5, -1.0], 0.2
     got = answer(logp, ref_logp, beta)
-    assert isinstance(got, tuple) and len(got) == 2, "Return two lists: credits, running values."
+    assert isinstance(got, tuple | list) and len(got) == 2, (
+        "Return two lists: credits, running values."
+    )
     for found, expected, name in zip(
         got, ([0.1, -0.3, 0.0], [0.1, -0.2, -0.2]), ("credits", "running values"), strict=True
     ):
@@ -42,7 +44,7 @@ def check_2(answer):
         got = answer(right, wrong, p, beta)
         tilt = math.log(p / (1 - p)) + (wrong - right) / beta
         expected = 1 / (1 + math.exp(-tilt))
-        assert isinstance(got, float) and math.isclose(got, expected, rel_tol=1e-6), (
+        assert isinstance(got, int | float) and math.isclose(got, expected, rel_tol=1e-6), (
             f"At rewards {right} and {wrong}, p = {p} and β = {beta} it is {expected:.4f}: "
             "weigh each word by π_ref exp(r/β), then normalise."
         )

@@ -28,7 +28,9 @@ def check_1(answer):
     ):
         got = answer(list(rewards), list(values), lam)
         n, case = len(rewards), f"For rewards {rewards}, values {values} and λ = {lam}"
-        assert isinstance(got, list | tuple) and len(got) == n, "Return one number a token."
+        assert isinstance(got, list | tuple | Tensor) and len(got) == n, (
+            "Return one number a token."
+        )
         got = [float(x) for x in got]
         truth = _double_sum(rewards, [*values, 0.0], lam)
         beyond = _double_sum(rewards, [*values, values[-1]], lam)
@@ -145,7 +147,9 @@ def check_4(answer):
     returns = torch.tensor([1.0, -0.5, 0.2], dtype=torch.float64)
     for beta, extra in ((0.5, 0.5), (0.1, 0.4), (1.0, 0.0)):
         got = answer(log_ref.tolist(), returns.tolist(), beta, extra)
-        assert isinstance(got, list | tuple) and len(got) == 3, "Return log π of each response."
+        assert isinstance(got, list | tuple | Tensor) and len(got) == 3, (
+            "Return log π of each response."
+        )
         got = torch.tensor([float(x) for x in got], dtype=torch.float64)
         assert abs(got.logsumexp(0)) < 1e-6, (
             "The probabilities must sum to 1, and the answer is their logarithms."

@@ -20,7 +20,9 @@ def check_1(answer) -> None:
     base, tuned, untuned = [0.2, 0.5, 0.3], [0.7, 0.2, 0.1], [0.4, 0.4, 0.2]
     for alpha in (1.0, 2.0, 0.5, 0.0):
         got = answer(list(base), list(tuned), list(untuned), alpha)
-        assert isinstance(got, list | tuple) and len(got) == 3, "Return one probability a token."
+        assert isinstance(got, list | tuple | Tensor) and len(got) == 3, (
+            "Return one probability a token."
+        )
         three = list(zip(base, tuned, untuned, strict=True))
         raw = [b * (t / u) ** alpha for b, t, u in three]
         if not math.isclose(sum(raw), 1.0, abs_tol=1e-6):

@@ -5,6 +5,7 @@ DeRa in the slot world by enumeration.
 """
 
 from collections.abc import Sequence
+from statistics import fmean
 
 import torch
 
@@ -12,6 +13,7 @@ from qlearn.exact.soft import expected_return, objective, sequence_kl
 from qlearn.exact.tree import Tree
 from qlearn.findings.proxy import gap, mix
 from qlearn.lm.worlds import World
+from qlearn.studies.slot_world import summarise
 
 HORIZONS = (1, 2, 3, 4, 5, 6)
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 4.0)
@@ -44,7 +46,11 @@ def additive_problem(horizon: int, seed: int, n_actions: int = 4):
 
 
 def exactness_map(problem, seeds: Sequence[int], same_base: bool) -> dict[str, dict]:
-    """`gap` over horizon and exponent: {horizon: {alpha: {mean, most, kl}}}, over seeds."""
+    """`gap` over horizon and exponent: {horizon: {alpha: {mean, low, high, least, most, kl}}}.
+
+    The largest error of a response, its mean over seeds with Student's 95 % interval and its
+    extremes, and the mean KL.
+    """
     table: dict = {}
     for horizon in HORIZONS:
         for alpha in ALPHAS:
@@ -53,8 +59,8 @@ def exactness_map(problem, seeds: Sequence[int], same_base: bool) -> dict[str, d
                 tree, reward, untuned, other = problem(horizon, seed)
                 base = untuned if same_base else other
                 found.append(gap(tree, reward, base, untuned, BETA, alpha))
-            worst, kl = (torch.tensor(x) for x in zip(*found, strict=True))
-            cell = {"mean": worst.mean().item(), "most": worst.max().item(), "kl": kl.mean().item()}
+            cell = summarise([{"worst": worst} for worst, _ in found])["worst"]
+            cell["kl"] = fmean(kl for _, kl in found)
             table.setdefault(str(horizon), {})[key(alpha)] = cell
     return table
 
@@ -62,8 +68,8 @@ def exactness_map(problem, seeds: Sequence[int], same_base: bool) -> dict[str, d
 def slot_world_dera(world: World) -> dict[str, dict]:
     """DeRa in the slot world, exactly: the mix at each α against the optimum at β/α.
 
-    reward: expected true reward; objective: J at the price β/α, at most `value`; kl: KL(exact ‖
-    mix) in nats a response.
+    reward: expected true reward; objective: J at the price β/α, at most `value`; lost: what it
+    falls short of `value`, which is (β/α) · kl; kl: KL(mix ‖ exact) in nats a response.
     """
     tree, _ = world.graph
     reward = world.field(lambda edge: edge.reward, 0.0)
@@ -72,14 +78,15 @@ def slot_world_dera(world: World) -> dict[str, dict]:
     for alpha in (a for a in ALPHAS if a):
         mixed = mix(world.log_ref, tuned, world.log_ref, alpha)
         exact = world.solve(BETA / alpha)
+        value = exact.value[0].item()
+        earned = objective(tree, mixed, reward, world.log_ref, BETA / alpha)[0].item()
         found[key(alpha)] = {
             "mixed_reward": expected_return(tree, mixed, reward)[0].item(),
             "exact_reward": expected_return(tree, exact.logp, reward)[0].item(),
-            "mixed_objective": objective(tree, mixed, reward, world.log_ref, BETA / alpha)[
-                0
-            ].item(),
-            "value": exact.value[0].item(),
-            "kl": sequence_kl(tree, exact.logp, mixed)[0].item(),
+            "mixed_objective": earned,
+            "value": value,
+            "lost": value - earned,
+            "kl": sequence_kl(tree, mixed, exact.logp)[0].item(),
         }
     return found
 

@@ -205,10 +205,11 @@ def _tokens(pair: Example) -> int:
 
 
 def _sentence(metrics: dict) -> str:
-    low, high = metrics["eval_rewards/accuracies_95"]
-    accuracy = metrics["eval_rewards/accuracies"]
-    return (
-        f"loss {metrics['eval_loss']:.4f} (ln 2 = {math.log(2):.4f}), reward accuracy "
-        f"{accuracy:.3f} [{low:.3f}, {high:.3f}], margin {metrics['eval_rewards/margins']:.4f} "
-        f"on {metrics['eval_pairs']} held-out pairs"
-    )
+    same = metrics["eval_rewards/chosen"] == metrics["eval_rewards/rejected"] == 0
+    compared = engine.compared(
+        "reward accuracy", metrics["eval_rewards/accuracies"],
+        metrics["eval_rewards/accuracies_95"], metrics["eval_rewards/margins"],
+        metrics["eval_rewards/ties"], metrics["eval_pairs"],
+        "policy equals reference" if same else "",
+    )  # fmt: skip
+    return f"loss {metrics['eval_loss']:.4f} (ln 2 = {math.log(2):.4f}), {compared}"

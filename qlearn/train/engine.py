@@ -26,7 +26,7 @@ from qlearn.lm import data as data_module
 from qlearn.lm.data import Example, Fault
 from qlearn.lm.tokenizers import check_knows
 from qlearn.lm.worlds import WORLDS, World
-from qlearn.options import option, required
+from qlearn.options import LARGEST_SEED, check_ranges, option, required
 
 PATIENCE = 3  # steps in a row that may be skipped for a loss or gradient that is not finite
 TIMING_KEYS = (
@@ -65,7 +65,9 @@ class TrainingConfig:
     max_grad_norm: float = option(1.0, "gradients are clipped to this norm")
     max_length: int | None = option(None, "the longest row in tokens; default: the model's context")
     max_quarantine: float = option(0.01, "the share of unusable rows at which the run ends")
-    seed: int = option(0, "the same seed gives the same run on one machine's CPU")
+    seed: int = option(
+        0, "the same seed gives the same run on one machine's CPU", at_least=0, below=LARGEST_SEED
+    )
     device: Literal["auto", "cpu", "cuda", "mps"] = option("auto", "where to compute")
     dtype: Literal["auto", "float32", "bfloat16"] = option(
         "auto", "what the body computes in; weights and log-probabilities stay float32"
@@ -74,6 +76,7 @@ class TrainingConfig:
     overwrite: bool = option(False, "replace an earlier run in output_dir")
 
     def __post_init__(self):
+        check_ranges(self)
         positive = (
             "world_rows", "max_steps", "num_train_epochs", "per_device_train_batch_size",
             "gradient_accumulation_steps", "learning_rate", "max_grad_norm", "max_length",
@@ -203,7 +206,8 @@ def context_length(model: PreTrainedModel, config: TrainingConfig) -> int:
     context = getattr(model.config, "max_position_embeddings", 2048)
     if config.max_length and config.max_length > context:
         raise InputError(
-            f"max_length is {config.max_length} but the model's context is {context} tokens."
+            f"max_length is {config.max_length} but the model's context is {context} tokens; "
+            "lower it or leave it out."
         )
     return config.max_length or context
 
@@ -214,7 +218,9 @@ def context_length(model: PreTrainedModel, config: TrainingConfig) -> int:
 def n_updates(n_rows: int, config: TrainingConfig) -> int:
     """How many updates a run makes; an epoch's last batch may be smaller and is not dropped."""
     if n_rows == 0:
-        raise InputError("There are no rows to train on.")
+        raise InputError(
+            "There are no rows to train on; look at the file with `qlearn data check`."
+        )
     rows = config.per_device_train_batch_size * config.gradient_accumulation_steps
     return config.max_steps or config.num_train_epochs * math.ceil(n_rows / rows)
 
@@ -362,13 +368,35 @@ def open_output(config: TrainingConfig) -> None:
         with open(os.path.join(path, "qlearn.yaml"), "w", encoding="utf-8") as file:
             yaml.safe_dump(dataclasses.asdict(config), file, sort_keys=False)
     except OSError as error:
-        raise InputError(f"Cannot write to {path}: {error.strerror}.") from error
+        raise InputError(
+            f"Cannot write to {path}: {error.strerror}; choose another --output-dir."
+        ) from error
 
 
 def wilson(wins: int, n: int) -> list[float]:
     """[low, high]: the 95 % interval of a share of `n`, Wilson's."""
     interval = binomtest(wins, n).proportion_ci(method="wilson")
     return [float(interval.low), float(interval.high)]
+
+
+def compared(
+    name: str, accuracy: float, interval: list[float], margin: float, ties: float, n: int,
+    why_all_tie: str = "",
+) -> str:  # fmt: skip
+    """How `n` held-out pairs came out, as words for a run's sentence. `ties` is a share.
+
+    A tie is not a win, so where all pairs tie an accuracy of 0 would read as a model that is always
+    wrong: the words say instead that they tie, and why.
+    """
+    if ties == 1:
+        return f"all {n} held-out pairs tie" + (f" ({why_all_tie})" if why_all_tie else "")
+    low, high = interval
+    n_ties = round(ties * n)
+    tied = f", {n_ties} of them {'a tie' if n_ties == 1 else 'ties'}" if n_ties else ""
+    return (
+        f"{name} {accuracy:.3f} [{low:.3f}, {high:.3f}], margin {margin:.4f} on {n} held-out "
+        f"pairs{tied}"
+    )
 
 
 def save(

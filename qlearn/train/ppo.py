@@ -283,7 +283,7 @@ def room(policy: PreTrainedModel, config: PPOConfig) -> int:
     if length < 1:
         raise InputError(
             f"max_new_tokens is {config.max_new_tokens}, which leaves no room for a prompt in "
-            f"{engine.context_length(policy, config)} tokens."
+            f"{engine.context_length(policy, config)} tokens; lower it."
         )
     return length + 1  # a prompt must be shorter than this
 

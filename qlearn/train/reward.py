@@ -166,13 +166,14 @@ def pair_metrics(chosen: Tensor, rejected: Tensor) -> dict[str, float]:
 
 
 def evaluate(model: PreTrainedModel, pairs: Sequence[Example], batch_size: int = 64) -> dict:
-    """Loss, TRL's metrics and the accuracy's 95 % Wilson interval on held-out pairs."""
+    """Loss, TRL's metrics, the accuracy's 95 % Wilson interval and the share of ties, held out."""
     chosen, rejected = (scores(model, as_pairs(pairs, which), batch_size) for which in (0, 1))
     metrics = pair_metrics(chosen, rejected)
     result = {f"eval_{key}": value for key, value in metrics.items()}
     return result | {
         "eval_loss": losses.bradley_terry(chosen, rejected).mean().item(),
         "eval_accuracy_95": engine.wilson(int((chosen > rejected).sum()), len(pairs)),
+        "eval_ties": (chosen == rejected).float().mean().item(),
         "eval_pairs": len(pairs),
     }
 
@@ -201,9 +202,9 @@ def run(config: RewardConfig) -> dict:
 
 
 def _sentence(metrics: dict) -> str:
-    low, high = metrics["eval_accuracy_95"]
-    return (
-        f"loss {metrics['eval_loss']:.4f} (ln 2 = 0.6931), accuracy {metrics['eval_accuracy']:.3f} "
-        f"[{low:.3f}, {high:.3f}], margin {metrics['eval_margin']:.4f} on "
-        f"{metrics['eval_pairs']} held-out pairs"
-    )
+    same = metrics["eval_min_reward"] == metrics["eval_max_reward"]
+    compared = engine.compared(
+        "accuracy", metrics["eval_accuracy"], metrics["eval_accuracy_95"], metrics["eval_margin"],
+        metrics["eval_ties"], metrics["eval_pairs"], "every score is the same" if same else "",
+    )  # fmt: skip
+    return f"loss {metrics['eval_loss']:.4f} (ln 2 = 0.6931), {compared}"

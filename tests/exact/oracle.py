@@ -56,6 +56,27 @@ def advantages(complete, reward, log_ref, beta) -> dict:
     return {(s, a): r + v.get((*s, a), 0.0) - v[s] for (s, a), r in reward.items()}
 
 
+def backup(child, reward, log_ref, beta) -> tuple[list, list, list]:
+    """(V, Q̃, log π*) level by level from nested lists: child −1 ends a response, −2 is no action.
+
+    V(s) = β log Σ_a π_ref exp(Q̃/β), one state after the other, from the deepest level up.
+    """
+    values, qs, logps, below = [], [], [], []
+    for rows, paid, refs in zip(child[::-1], reward[::-1], log_ref[::-1], strict=True):
+        level = ([], [], [])
+        for row, r, ref in zip(rows, paid, refs, strict=True):
+            q = [x + (below[c] if c >= 0 else 0.0) for x, c in zip(r, row, strict=True)]
+            there = [k for k, c in enumerate(row) if c != -2]
+            v = beta * log_sum_exp([ref[k] + q[k] / beta for k in there])
+            logp = [ref[k] + (x - v) / beta if k in there else -math.inf for k, x in enumerate(q)]
+            for part, x in zip(level, (v, q, logp), strict=True):
+                part.append(x)
+        below = level[0]
+        for whole, part in zip((values, qs, logps), level, strict=True):
+            whole.insert(0, part)
+    return values, qs, logps
+
+
 def gibbs(returns: list[float], log_ref: list[float], beta: float) -> list[float]:
     """log π_ref + R/β − log Z of every response."""
     tilted = [p + r / beta for p, r in zip(log_ref, returns, strict=True)]

@@ -19,7 +19,9 @@ from .worlds import (
     EOS,
     SEEDS,
     as_dict,
+    by_oracle,
     flat,
+    furthest,
     random_field,
     random_policy,
     random_states,
@@ -56,9 +58,11 @@ def test_claim_a_potential_at_the_ends_changes_preferences(beta):
         shaped = shaping.shape_reward(tree, reward, potential, ends, keep_preferences=False)
         phi = as_dict(tree, ends)
         at_end = torch.tensor([phi[y[:-1], y[-1]] for y in tree.leaves()], dtype=torch.float64)
-        implied, value = surplus(tree, shaped, log_ref, beta)
+        implied, _ = surplus(tree, shaped, log_ref, beta)
+        paid, ref = as_dict(tree, shaped), as_dict(tree, log_ref)
         true = returns_of(tree, reward)
-        predicted = true + at_end - potential[0] - value[0]
+        value = oracle.soft_value((0,), COMPLETE, paid, ref, beta)
+        predicted = true + at_end - potential[0] - value
         assert (implied - predicted).abs().max() < 1e-10
         worst = max(worst, worst_preference(implied, true))
     assert worst > 1e-2
@@ -215,7 +219,7 @@ def test_eq_02_regret_with_chance_is_still_beta_kl(beta):
         got = soft.regret(tree, policy, reward, log_ref, beta).item()
         assert abs(got - beta * kl) < 1e-10
         reached = soft.reach(tree, policy)
-        assert max((x - y).abs().max() for x, y in zip(reached, mass, strict=True)) < 1e-12
+        assert furthest(reached, mass) < 1e-12
 
 
 @pytest.mark.parametrize("beta", BETAS)
@@ -241,7 +245,7 @@ def test_claim_a_discount_leaves_values_and_weights_heal_it(beta):
         found = {s: v for ss, vs in zip(tree.prefixes(), value, strict=True)
                  for s, v in zip(ss, vs.tolist(), strict=True)}  # fmt: skip
         v = {s: value_of(s) for s in found}
-        assert max(abs(v[s] - x) for s, x in found.items()) < 1e-10
+        assert all(abs(v[s] - x) < 1e-10 for s, x in found.items())
         left = leftovers.discount_leftover(tree, value, gamma)
         best = soft.soft_backup(tree, reward, log_ref, beta, gamma)
         ratios = soft.implicit_rewards(best.logp, log_ref, beta)
@@ -253,8 +257,9 @@ def test_claim_a_discount_leaves_values_and_weights_heal_it(beta):
             assert abs(left[i].item() + (1 - gamma) * later) < 1e-10
             paid = sum(gamma**t * r[step] for t, step in enumerate(oracle.steps(y)))
             assert abs(healed[i].item() - (paid - v[0,])) < 1e-10
-        q = best.q
-        again = soft.reward_from_q(tree, q, log_ref, beta, gamma)
+        for (s, a), q in as_dict(tree, best.q).items():
+            assert abs(q - (r[s, a] + beta * ref[s, a] + gamma * v.get((*s, a), 0.0))) < 1e-10
+        again = soft.reward_from_q(tree, best.q, log_ref, beta, gamma)
         assert (flat(again) - flat(reward)).abs().max() < 1e-10
         worst = max(worst, worst_preference(implied, returns_of(tree, reward)))
     assert worst > 1e-2
@@ -286,11 +291,15 @@ def test_claim_what_the_reference_never_writes_cannot_be_known():
         child = (child[0], child[1][keep[1]], child[2][keep[2]])
         smaller = Tree(child)
         cut = [tuple(x[k] for x, k in zip(f, keep, strict=True)) for f in (reward, other, shut)]
-        logp = [soft.soft_backup(smaller, r, cut[2], 0.5).logp for r in cut[:2]]
+        solved = [soft.soft_backup(smaller, r, cut[2], 0.5) for r in cut[:2]]
+        logp = [best.logp for best in solved]
         assert logp[0][0][0, 2] == -math.inf and torch.equal(flat(logp[0]), flat(logp[1]))
+        value, _, best = by_oracle(smaller, cut[0], cut[2], 0.5)
+        assert all(furthest(x.value, value) < 1e-10 for x in solved)
+        assert furthest([x.exp() for x in logp[1]], [x.exp() for x in best]) < 1e-12
         named = dict(zip(smaller.leaves(), smaller.path_sums(logp[0]).tolist(), strict=True))
         expected = dict(zip(written, results[0][1], strict=True))
-        assert max(abs(named[y] - x) for y, x in expected.items()) < 1e-10
+        assert all(abs(named[y] - x) < 1e-10 for y, x in expected.items())
 
 
 @pytest.mark.parametrize("scale", [0.1, 1.0])

@@ -199,16 +199,21 @@ def test_claim_uncovered_responses_are_free():
         tree, reward, log_ref = small_problem(seed)
         leaves = tree.leaves()
         shown = [i for i, y in enumerate(leaves) if y[1] != 2]
-        returns, ref = tree.path_sums(reward)[shown], tree.path_sums(log_ref)[shown]
-        found = []
+        r, q = as_dict(tree, reward), as_dict(tree, log_ref)
+        returns, ref = ([oracle.total(x, leaves[i]) for i in shown] for x in (r, q))
+        best = oracle.gibbs(returns, ref, 0.5)
+        losses_found = []
         for p_off in (0.1, 0.8):
-            best = oracle.gibbs(returns.tolist(), ref.tolist(), 0.5)
-            logp = torch.tensor(best, dtype=torch.float64) + math.log(1 - p_off)
-            implied = soft.implicit_reward(logp, ref, 0.5)
-            found.append(preferences.population_loss(implied, returns).item())
-            assert abs(logp.exp().sum().item() - (1 - p_off)) < 1e-12
-        entropy = preferences.population_loss(returns, returns).item()
-        assert abs(found[0] - found[1]) < 1e-12 and abs(found[0] - entropy) < 1e-12
+            # π* of the shown responses alone, scaled down; what is off the data has mass p_off
+            logp = torch.tensor([x + math.log(1 - p_off) for x in best], dtype=torch.float64)
+            implied = soft.implicit_reward(logp, torch.tensor(ref, dtype=torch.float64), 0.5)
+            true = tree.path_sums(reward)[shown]
+            losses_found.append(preferences.population_loss(implied, true).item())
+        odds = [oracle.sigmoid(a - b) for a, b in itertools.permutations(returns, 2)]
+        entropy = -2 * math.fsum(p * math.log(p) for p in odds) / len(odds)
+        assert all(abs(x - entropy) < 1e-12 for x in losses_found)
+        worse = preferences.population_loss(1.1 * implied, true).item()
+        assert worse > entropy + 1e-6  # the loss does see what the pairs show
 
 
 @pytest.mark.parametrize("beta", BETAS)

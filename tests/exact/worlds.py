@@ -6,6 +6,8 @@ import torch
 
 from qlearn.exact.tree import Tree
 
+from . import oracle
+
 BETAS = (0.05, 0.1, 0.5, 1.0, 5.0)
 SEEDS = range(int(os.environ.get("QLEARN_SEEDS", 50)))  # fewer only for `make mutants`
 N_ACTIONS, HORIZON, EOS = 4, 4, 0
@@ -42,6 +44,18 @@ def random_states(tree, seed):
 def flat(field):
     """All numbers of an edge field in one row, in the order of `Tree.split`."""
     return torch.cat([x.flatten() for x in field])
+
+
+def by_oracle(tree, reward, log_ref, beta):
+    """(V, Q̃, log π*) of `oracle.backup` as level tables: a solution that owes qlearn nothing."""
+    tables = ([x.tolist() for x in field] for field in (tree.child, reward, log_ref))
+    solved = oracle.backup(*tables, beta)
+    return tuple(tuple(torch.tensor(x, dtype=torch.float64) for x in field) for field in solved)
+
+
+def furthest(one, other):
+    """The largest difference between two fields; NaN where either is, which `max` can overlook."""
+    return torch.cat([(x - y).flatten() for x, y in zip(one, other, strict=True)]).abs().max()
 
 
 def as_dict(tree, field):

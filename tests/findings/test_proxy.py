@@ -95,4 +95,24 @@ def test_claim_the_gap_agrees_with_enumeration():
     log_exact = (tree.path_sums(base) + tree.path_sums(reward) * 2 / 0.5).log_softmax(0)
     worst, kl = proxy.gap(tree, reward, base, untuned, 0.5, 2.0)
     assert abs(worst - (log_mix - log_exact).abs().max().item()) < 1e-10
-    assert abs(kl - (log_exact.exp() * (log_exact - log_mix)).sum().item()) < 1e-10
+    assert abs(kl - (log_mix.exp() * (log_mix - log_exact)).sum().item()) < 1e-10
+    other_way = (log_exact.exp() * (log_exact - log_mix)).sum().item()
+    assert abs(kl - other_way) > 1e-2  # the direction matters
+
+
+@pytest.mark.parametrize("alpha", [0.5, 2.0])
+def test_bug_the_kl_of_the_gap_is_what_the_mix_loses(alpha):
+    """V° − J(π_α) = (β₀/α) KL(π_α ‖ π°), by sums over responses; the other KL is another number.
+
+    `thm-when-exact`, `eq-regret`
+    """
+    for seed in range(5):
+        tree, reward, untuned, base = exactness.random_problem(3, seed)
+        tuned = soft.soft_backup(tree, reward, untuned, 0.5).logp
+        log_mix = tree.path_sums(proxy.mix(base, tuned, untuned, alpha))
+        log_base, returns = tree.path_sums(base), tree.path_sums(reward)
+        price = 0.5 / alpha
+        value = price * (log_base + returns / price).logsumexp(0)
+        earned = (log_mix.exp() * (returns - price * (log_mix - log_base))).sum()
+        kl = proxy.gap(tree, reward, base, untuned, 0.5, alpha)[1]
+        assert abs((value - earned).item() - price * kl) < 1e-10

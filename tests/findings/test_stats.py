@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 import pytest
-from scipy.stats import binom, norm
+from scipy.stats import binom, norm, t
 
 from qlearn.findings import stats
 
@@ -139,6 +139,70 @@ def test_claim_equivalence_needs_a_small_difference_and_enough_data():
     )  # a true difference at the margin is let through 5 times in 100
 
 
+def test_bug_equal_changes_outside_the_margin_are_not_equivalent():
+    """All seeds change alike: there is no spread, and p is 1 outside the margin, not 0."""
+    first = np.array([0.5, 0.25, 0.75, 1.0])
+    assert stats.equivalent(first, first - 0.25, 0.05) == (False, 1.0)
+    assert stats.equivalent(first, first + 0.25, 0.05) == (False, 1.0)
+    assert stats.equivalent(first, first - 0.25, 0.5) == (True, 0.0)
+    assert stats.equivalent(first, first - 0.25, 0.25) == (False, 0.5)
+    assert stats.equivalent(first, first, 0.05) == (True, 0.0)
+    nearly = stats.equivalent(first + np.array([1e-9, 0, -1e-9, 0]), first - 0.25, 0.05)
+    assert not nearly[0] and nearly[1] > 0.999  # the limit that the rule continues
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 5, 6, 10])
+def test_claim_no_signed_rank_test_goes_below_the_least_p(n):
+    """Reached where all signs agree, and by no other pattern of signs."""
+    ranks = np.arange(1.0, n + 1)
+    assert stats.least_p(n) == pytest.approx(stats.signed_rank(ranks))
+    others = [stats.signed_rank(ranks * signs) for signs in itertools.product((1, -1), repeat=n)
+              if abs(sum(signs)) < n]  # fmt: skip
+    assert all(p > stats.least_p(n) + 1e-12 for p in others)
+    assert (stats.least_p(5), stats.least_p(6) < 0.05) == (0.0625, True)
+
+
+def test_reference_share_is_wilsons_interval():
+    """15 of 50, by the textbook's formula."""
+    p, n, z = 0.3, 50, norm.ppf(0.975)
+    centre = (p + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
+    found = stats.share(15, 50)
+    assert (found.low, found.high) == pytest.approx((centre - half, centre + half))
+    assert stats.share(0, 20).low == 0 < stats.share(0, 20).high < 0.2
+
+
+@pytest.mark.parametrize("mean", [0.0, 0.004, 0.3, 0.5, 0.96, 1.0])
+@pytest.mark.parametrize("error", [0.0, 1e-12, 0.002, 0.05, 0.3])
+def test_claim_a_share_over_runs_stays_in_its_range(mean, error):
+    found = stats.share_over_runs(mean, error, 5)
+    assert 0 <= found.low <= mean <= found.high <= 1
+    other = stats.share_over_runs(1 - mean, error, 5)  # wins and losses are one thing
+    assert (other.low, other.high) == pytest.approx((1 - found.high, 1 - found.low), abs=1e-12)
+
+
+def test_claim_a_share_over_runs_is_students_interval_in_the_middle():
+    low, high = t.interval(0.95, 4, 0.6, 0.001)
+    assert stats.share_over_runs(0.6, 0.001, 5)[1:3] == pytest.approx((low, high), abs=1e-4)
+    # all runs alike: five draws of one kind, Wilson's with Student's quantile
+    quantile = t.ppf(0.975, 4)
+    assert stats.share_over_runs(1.0, 0.0, 5).low == pytest.approx(1 / (1 + quantile**2 / 5))
+
+
+def test_claim_a_share_over_runs_covers_near_its_end():
+    """Five runs of 40 draws at 97 %, each run a little different: Student's leaves [0, 1]."""
+    rng = np.random.default_rng(9)
+    covered, outside, runs = [], 0, 2000
+    for _ in range(runs):
+        true = rng.beta(97, 3, size=5)
+        shares = rng.binomial(40, true) / 40
+        mean, error = shares.mean(), shares.std(ddof=1) / math.sqrt(5)
+        found = stats.share_over_runs(mean, error, 5)
+        covered.append(found.low <= 0.97 <= found.high)
+        outside += mean + t.ppf(0.975, 4) * error > 1
+    assert np.mean(covered) > 0.93 and outside > runs / 10
+
+
 @pytest.mark.parametrize(
     ("call", "sentence"),
     [
@@ -148,6 +212,9 @@ def test_claim_equivalence_needs_a_small_difference_and_enough_data():
         (lambda: stats.cluster_bootstrap(np.mean, [[1.0, 2.0]], [0, 0]), "at least two"),
         (lambda: stats.cluster_bootstrap(np.mean, [[1.0, 2.0]], [0]), "one row each"),
         (lambda: stats.equivalent([1, 2], [1, 2], 0), "must be positive"),
+        (lambda: stats.least_p(0), "at least one pair"),
+        (lambda: stats.share_over_runs(0.5, 0.1, 1), "at least 2 runs"),
+        (lambda: stats.share_over_runs(1.5, 0.1, 5), "a mean in"),
     ],
 )
 def test_claim_bad_input_is_named(call, sentence):

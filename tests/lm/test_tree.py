@@ -59,6 +59,20 @@ def test_claim_logits_are_the_q_function_of_some_reward(tree):
     """
     q = tuple(BETA * x for x in tree.logits)
     reward = soft.reward_from_q(tree.tree, q, tree.log_ref, BETA)
+    # The reward by hand: Q − β log π_ref − V(s'), V = β log Σ exp(logits), 0 where a response ends.
+    value = [[BETA * math.log(sum(map(math.exp, row))) for row in x.tolist()] for x in tree.logits]
+    for t, table in enumerate(tree.tree.child):
+        for s, row in enumerate(table.tolist()):
+            for a, child in enumerate(row):
+                v = value[t + 1][child] if child >= 0 else 0.0
+                by_hand = q[t][s, a].item() - BETA * tree.log_ref[t][s, a].item() - v
+                assert abs(reward[t][s, a].item() - by_hand) < TOLERANCE
+    # The optimum of that reward by enumeration of all responses, not by the backup.
+    all_steps = responses(tree.tree)
+    exact = [total(tree.log_ref, y) + total(reward, y) / BETA for y in all_steps]
+    log_z = math.log(math.fsum(map(math.exp, exact)))
+    for x, y in zip(exact, all_steps, strict=True):
+        assert abs(total(tree.logp, y) - (x - log_z)) < TOLERANCE
     solved = soft.soft_backup(tree.tree, reward, tree.log_ref, BETA)
     for t in range(tree.tree.horizon):
         assert (solved.q[t] - q[t]).abs().max() < TOLERANCE

@@ -1,5 +1,9 @@
 """The map of exactness: DeRa in a whole world, by enumeration."""
 
+import math
+
+import pytest
+
 from qlearn.lm.worlds import SlotWorld
 from qlearn.studies import exactness
 
@@ -12,3 +16,68 @@ def test_claim_dera_in_the_slot_world_loses_the_kl_it_misses():
         assert row["kl"] > 1e-3 or alpha == "1"
     assert abs(found["1"]["mixed_objective"] - found["1"]["value"]) < 1e-10
     assert found["4"]["value"] - found["4"]["mixed_objective"] > 0.01
+
+
+def walk(world, policy, numbers):
+    """E of Σ number over the lines of `policy`, by recursion; {state: a row}."""
+    known = {}
+
+    def visit(state):
+        if state[0] is None:
+            return 0.0
+        if state not in known:
+            rows = zip(world.edges(*state), policy[state], numbers[state], strict=True)
+            known[state] = math.fsum(
+                math.exp(p) * (x + visit((edge.node, edge.memory))) for edge, p, x in rows
+            )
+        return known[state]
+
+    return visit(world.start)
+
+
+def optimum(world, price):
+    """({state: V}, {state: log π* of its edges}) from the edges, no tree and no Q."""
+    values, logp = {}, {}
+
+    def visit(state):
+        if state[0] is None:
+            return 0.0
+        if state not in values:
+            edges = world.edges(*state)
+            terms = [e.prob * math.exp((e.reward + visit((e.node, e.memory))) / price)
+                     for e in edges]  # fmt: skip
+            values[state] = price * math.log(math.fsum(terms))
+            logp[state] = [math.log(x) - values[state] / price for x in terms]
+        return values[state]
+
+    visit(world.start)
+    return values, logp
+
+
+@pytest.mark.parametrize("alpha", [a for a in exactness.ALPHAS if a])
+def test_claim_dera_agrees_with_a_walk_through_the_grammar(alpha):
+    """Rewards, J, V* and KL(mix ‖ optimum at β/α) by recursion; V* − J is β/α times that KL."""
+    world, price = SlotWorld(), exactness.BETA / alpha
+    values, exact = optimum(world, price)
+    _, tuned = optimum(world, exactness.BETA)
+    mixed, reward, cost, distance = {}, {}, {}, {}
+    for state, row in tuned.items():
+        edges = world.edges(*state)
+        ref = [math.log(e.prob) for e in edges]
+        lent = [q + alpha * (p - q) for p, q in zip(row, ref, strict=True)]
+        log_z = math.log(math.fsum(map(math.exp, lent)))
+        mixed[state] = [x - log_z for x in lent]
+        reward[state] = [e.reward for e in edges]
+        cost[state] = [price * (p - q) for p, q in zip(mixed[state], ref, strict=True)]
+        distance[state] = [p - q for p, q in zip(mixed[state], exact[state], strict=True)]
+    expected = {
+        "mixed_reward": walk(world, mixed, reward),
+        "exact_reward": walk(world, exact, reward),
+        "mixed_objective": walk(world, mixed, reward) - walk(world, mixed, cost),
+        "value": values[world.start],
+        "kl": walk(world, mixed, distance),
+    }
+    found = exactness.slot_world_dera(world)[exactness.key(alpha)]
+    assert found == pytest.approx(expected, abs=1e-9)
+    loss = expected["value"] - expected["mixed_objective"]
+    assert loss == pytest.approx(price * expected["kl"], abs=1e-9)

@@ -129,7 +129,7 @@ def test_claim_training_learns_the_pairs_and_shuffling_flips_half(model, pairs):
     assert 150 < swapped < 250 and dpo.shuffled(rows, 0) == dpo.shuffled(rows, 0)
 
 
-def test_claim_both_recipes_run_end_to_end(tmp_path, write_jsonl, preference_rows):
+def test_claim_both_recipes_run_end_to_end(tmp_path, write_jsonl, preference_rows, capsys):
     """SFT then DPO from files: outputs load in transformers, quarantine and summary are there."""
     first = [{"prompt": r["prompt"], "completion": r["chosen"]} for r in preference_rows]
     broken = {"prompt": "x", "completion": None}
@@ -146,6 +146,9 @@ def test_claim_both_recipes_run_end_to_end(tmp_path, write_jsonl, preference_row
         DPOConfig(model=str(a), data=preferences, output_dir=str(b), max_steps=3, logging_steps=1)
     )
     assert summary["first_logged"]["loss"] == pytest.approx(math.log(2), abs=1e-6)
+    said = capsys.readouterr().out
+    assert "all 6 held-out pairs tie (policy equals reference)" in said
+    assert "accuracy 0.000" not in said.partition("before: ")[2].partition("\n")[0]
     assert summary["before"]["eval_rewards/ties"] == 1.0
     assert summary["before"]["eval_rewards/accuracies"] == 0.0
     assert json.loads((b / "summary.json").read_text())["after"]["eval_pairs"] == 6

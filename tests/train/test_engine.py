@@ -203,3 +203,18 @@ def test_claim_longer_than_the_context_is_refused(model):
     assert engine.context_length(model, config()) == 256
     with pytest.raises(InputError, match="context is 256 tokens"):
         engine.context_length(model, config(max_length=257))
+
+
+@pytest.mark.parametrize("ties, why, words", [
+    (1.0, "", "all 8 held-out pairs tie"),
+    (1.0, "policy equals reference", "all 8 held-out pairs tie (policy equals reference)"),
+    (0.0, "", "accuracy 0.000 [0.000, 0.324], margin -1.0000 on 8 held-out pairs"),
+    (1 / 8, "", "accuracy 0.000 [0.000, 0.324], margin -1.0000 on 8 held-out pairs, "
+                "1 of them a tie"),
+    (2 / 8, "", "accuracy 0.000 [0.000, 0.324], margin -1.0000 on 8 held-out pairs, "
+                "2 of them ties"),
+])  # fmt: skip
+def test_bug_an_accuracy_of_0_is_told_from_ties(ties, why, words):
+    """It read *reward accuracy 0.000* where policy and reference were the same."""
+    said = engine.compared("accuracy", 0.0, engine.wilson(0, 8), -1.0, ties, 8, why)
+    assert said == words

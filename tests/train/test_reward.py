@@ -154,7 +154,7 @@ def test_claim_accumulation_equals_one_large_batch(model, tokenizer, pairs):
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)
 
 
-def test_claim_the_recipe_runs_end_to_end(tmp_path, write_jsonl, preference_rows):
+def test_claim_the_recipe_runs_end_to_end(tmp_path, write_jsonl, preference_rows, capsys):
     """From a file: the output loads, metrics have TRL's names, the same seed gives the same."""
     data = write_jsonl("pairs.jsonl", preference_rows)
     runs = []
@@ -169,6 +169,9 @@ def test_claim_the_recipe_runs_end_to_end(tmp_path, write_jsonl, preference_rows
     names = {"loss", "accuracy", "margin", "mean_reward", "min_reward", "max_reward", "num_tokens"}
     assert names <= set(lines[0])
     assert summary["before"]["eval_loss"] == pytest.approx(math.log(2), abs=1e-6)
+    said = capsys.readouterr().out
+    assert "all 6 held-out pairs tie (every score is the same)" in said
+    assert summary["before"]["eval_ties"] == 1.0
     loaded = reward.load_reward_model(str(folder), load_tokenizer(str(folder)))
     assert loaded.dtype == torch.float32 and summary["after"]["eval_pairs"] == 6
 
