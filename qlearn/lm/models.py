@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from qlearn.errors import InputError
-from qlearn.lm.pretrained import from_pretrained
+from qlearn.lm.pretrained import load_weights
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,12 @@ def config_of(shape: Shape, tokenizer: PreTrainedTokenizerBase) -> GPTNeoXConfig
     )
 
 
-def load_model(name: str, tokenizer: PreTrainedTokenizerBase, seed: int = 0) -> PreTrainedModel:
+def load_model(
+    name: str,
+    tokenizer: PreTrainedTokenizerBase,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+) -> PreTrainedModel:
     """The model called `name`, float32, in eval mode, without dropout.
 
     Raises: InputError for an unknown shape, an unreachable hub, a directory without a model, a
@@ -80,7 +85,7 @@ def load_model(name: str, tokenizer: PreTrainedTokenizerBase, seed: int = 0) -> 
     if name == "tiny" or name.startswith("random:"):
         model = _random_model(name.removeprefix("random:"), tokenizer, seed)
     else:
-        model = from_pretrained(AutoModelForCausalLM, name, "model", dtype=torch.float32)
+        model = load_weights(AutoModelForCausalLM, name, "language model", dtype)
     rows = model.get_output_embeddings().weight.shape[0]
     if rows < len(tokenizer):
         raise InputError(

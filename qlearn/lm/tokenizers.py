@@ -7,7 +7,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 from qlearn.errors import InputError
 from qlearn.lm.encoding import begin_ids, check_rule
 from qlearn.lm.grammar import EOS, MARKS, PAD
-from qlearn.lm.pretrained import from_pretrained
+from qlearn.lm.pretrained import from_pretrained, tokenizer_source
 from qlearn.lm.worlds import GRAMMARS, World
 
 TOKENIZER_FILES = (
@@ -32,6 +32,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """
     if name in {grammar.name for grammar in GRAMMARS.values()}:
         return world_tokenizer(World(name))
+    name = tokenizer_source(name)
     lone = os.path.join(name, "tokenizer.json")
     if os.path.isfile(lone) and not os.path.isfile(os.path.join(name, "tokenizer_config.json")):
         tokenizer = PreTrainedTokenizerFast(tokenizer_file=lone, eos_token=EOS, bos_token=EOS)

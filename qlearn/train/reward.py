@@ -27,6 +27,7 @@ from qlearn.errors import InputError
 from qlearn.lm.data import PREFERENCE_COLUMNS, Example, as_pairs
 from qlearn.lm.logprobs import Batch, Row, collate
 from qlearn.lm.models import load_model, no_dropout
+from qlearn.lm.pretrained import load_weights
 from qlearn.lm.tokenizers import check_same_tokenizer, default_tokenizer, load_tokenizer
 from qlearn.lm.worlds import draw_pairs
 from qlearn.train import engine
@@ -94,13 +95,11 @@ def load_reward_model(name: str, tokenizer: PreTrainedTokenizerBase) -> PreTrain
     """
     if not os.path.isfile(os.path.join(name, "config.json")):
         raise InputError(f"There is no reward model in {name}; `qlearn reward` makes one.")
-    model, report = AutoModelForSequenceClassification.from_pretrained(
-        name, dtype=torch.float32, output_loading_info=True
-    )
-    if report["missing_keys"] or model.config.num_labels != 1:
+    model = load_weights(AutoModelForSequenceClassification, name, "reward model", torch.float32)
+    if model.config.num_labels != 1:
         raise InputError(
-            f"The directory {name} holds no reward model (one label and its head) but another kind "
-            "of model; `qlearn reward` makes one."
+            f"The directory {name} holds a classifier of {model.config.num_labels} labels, not a "
+            "reward model, which has one; `qlearn reward` makes one."
         )
     check_same_tokenizer(tokenizer, load_tokenizer(name), "reward model")
     return no_dropout(model).eval()
