@@ -144,46 +144,46 @@ def encode(
 
     Raises: InputError where rows are messages and the tokenizer has no chat template.
     """
-    faults = {}
-    texts, messages = [], []
-    for number, row in rows:
-        reason = fault_of(row, columns, tokenizer)
+    reasons = [fault_of(row, columns, tokenizer) for _, row in rows]
+    judged = list(zip(rows, reasons, strict=True))
+    faults = [Fault(number, why, preview_of(row)) for (number, row), why in judged if why]
+    usable = [numbered for numbered, why in judged if not why]
+    examples = []
+    all_ids = _ids_of([row for _, row in usable], columns, tokenizer)
+    for (number, row), ids in zip(usable, all_ids, strict=True):
+        reason = ids if isinstance(ids, str) else _token_fault(ids, columns, max_length)
         if reason:
-            faults[number] = reason
+            faults.append(Fault(number, reason, preview_of(row)))
         else:
-            (texts if isinstance(row["prompt"], str) else messages).append((number, row))
-    columns_of_texts = [tuple(row[column] for column in columns) for _, row in texts]
-    encoded = {
-        number: ids
-        for (number, _), ids in zip(texts, encode_rows(tokenizer, columns_of_texts), strict=True)
-    }
-    if messages and tokenizer.chat_template is None:
+            typed = bool(typed_begin(tokenizer, row["prompt"]))
+            examples.append(Example(number, *ids, typed))
+    return examples, sorted(faults, key=lambda fault: fault.row)
+
+
+def _ids_of(
+    rows: Sequence[dict], columns: Sequence[str], tokenizer: PreTrainedTokenizerBase
+) -> list[Encoded | str]:
+    """The ids of each row, of text or of messages, or why its chat template refuses it."""
+    values = [tuple(row[column] for column in columns) for row in rows]
+    texts = [value for value in values if isinstance(value[0], str)]
+    if len(texts) < len(rows) and tokenizer.chat_template is None:
         raise InputError(
             "The rows are messages, but the tokenizer has no chat template that turns them into "
             "text; pass the tokenizer of a chat model with --tokenizer, or write the rows as text."
         )
-    for number, row in messages:
-        try:
-            encoded[number] = _templated(row, columns, tokenizer)
-        except TEMPLATE_ERRORS as error:
-            faults[number] = f"the chat template refuses its messages: {reason_of(error)}"
-    examples = []
-    for number, row in sorted([*texts, *messages], key=lambda item: item[0]):
-        if number in encoded:
-            reason = _token_fault(encoded[number], columns, max_length)
-            if reason:
-                faults[number] = reason
-            else:
-                typed = bool(typed_begin(tokenizer, row["prompt"]))
-                examples.append(Example(number, *encoded[number], typed))
-    previews = {number: preview_of(row) for number, row in rows if number in faults}
-    return examples, [Fault(n, faults[n], previews[n]) for n in sorted(faults)]
+    of_text = iter(encode_rows(tokenizer, texts))
+    return [
+        next(of_text) if isinstance(value[0], str) else _templated(row, value, tokenizer)
+        for row, value in zip(rows, values, strict=True)
+    ]
 
 
-def _templated(row: dict, columns: Sequence[str], tokenizer) -> Encoded:
-    messages = tuple(row[column] for column in columns)
+def _templated(row: dict, messages: tuple, tokenizer) -> Encoded | str:
     settings = row.get("chat_template_kwargs") or {}
-    return encode_messages(tokenizer, messages, tools=row.get("tools"), **settings)
+    try:
+        return encode_messages(tokenizer, messages, tools=row.get("tools"), **settings)
+    except TEMPLATE_ERRORS as error:
+        return f"the chat template refuses its messages: {reason_of(error)}"
 
 
 def _token_fault(encoded: Encoded, columns, max_length) -> str | None:

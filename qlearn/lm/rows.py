@@ -29,7 +29,7 @@ class Unreadable:
     preview: str
 
 
-Row = dict | Unreadable | object  # what JSON holds: most often a dict
+Row = dict | Unreadable | list | str | float | None  # what a line of JSON may hold
 
 
 def read_rows(source: str, columns: Sequence[str]) -> list[tuple[int, Row]]:

@@ -9,8 +9,10 @@ import torch
 from qlearn.errors import InputError
 from qlearn.lm.cursor import Cursor, Mixture, response_logps
 from qlearn.lm.decode import Decoding, beam, decode, draw, pick, sample
+from qlearn.lm.encoding import begin_ids
 from qlearn.lm.models import SHAPES, config_of, load_model
 from qlearn.lm.worlds import SlotWorld
+from tests.families import FAMILIES, tiny_llama
 
 PROMPTS = [post.prompt for post in SlotWorld().posts(6, "decode")] + ["POST:"]
 
@@ -221,3 +223,18 @@ def test_claim_impossible_requests_are_one_sentence(model, tokenizer, settings, 
 
 def test_claim_no_prompts_give_no_responses(model, tokenizer):
     assert sample(model, tokenizer, [], max_new_tokens=3, seed=0) == []
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_bug_generated_text_keeps_every_ordinary_word(family):
+    """The padding that was once made up was "!": it vanished from all that a model wrote."""
+    tokenizer = FAMILIES[family]()
+    model = tiny_llama(tokenizer)
+    how = Decoding(max_new_tokens=24)
+    (decoded,) = decode(model, tokenizer, ["Is it late?"], how, seed=1)
+    special = set(tokenizer.all_special_ids)
+    assert decoded.prompt[: len(begin_ids(tokenizer))] == begin_ids(tokenizer)
+    words = [token for token in decoded.tokens if token not in special]
+    assert decoded.text.strip() == tokenizer.decode(words).strip()
+    mark = tokenizer("!", add_special_tokens=False).input_ids
+    assert "!" in tokenizer.decode(mark, skip_special_tokens=True)
