@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
+from qlearn.errors import InputError
 from qlearn.lm.logprobs import Row, collate, completion_logits
 
 
@@ -49,7 +50,9 @@ class Cursor:
             ids[i, longest - len(prompt) :] = torch.tensor(prompt)
             self.mask[i, longest - len(prompt) :] = 1
         self.mask = self.mask.to(self.device)
+        self._check_recurrent()
         self._read(ids.to(self.device))
+        self._check_cached()
         if len(number) < len(prompts):
             self.keep(torch.tensor([number[tuple(prompt)] for prompt in prompts]))
 
@@ -64,6 +67,23 @@ class Cursor:
         self.mask, self.logp = self.mask[rows], self.logp[rows]
         for cache in self.caches:
             cache.reorder_cache(rows)
+
+    def _check_recurrent(self) -> None:
+        # Prompts are padded on the left, and a recurrent state would have read the padding.
+        for model in self.models:
+            if getattr(model, "_is_stateful", False):
+                raise InputError(
+                    f"A model of the kind {model.config.model_type} is recurrent, and qlearn does "
+                    "not write with those; scoring, as inspect and dpo do, works."
+                )
+
+    def _check_cached(self) -> None:
+        for model, cache in zip(self.models, self.caches, strict=True):
+            if cache.get_seq_length() != self.mask.shape[1]:
+                raise InputError(
+                    f"A model of the kind {model.config.model_type} keeps no key-value cache, and "
+                    "qlearn does not write with those; scoring, as inspect and dpo do, works."
+                )
 
     def _read(self, ids: Tensor) -> None:
         positions = (self.mask.cumsum(dim=1) - 1).clamp(min=0)[:, -ids.shape[1] :]

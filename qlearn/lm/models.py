@@ -8,6 +8,8 @@ Weights are float32 whatever a checkpoint holds (Pythia's are float16): small DP
 half precision. Every dropout is off: with dropout on, the loss at step 0 is not ln 2.
 """
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +23,8 @@ from transformers import (
 )
 
 from qlearn.errors import InputError
+from qlearn.lm.logprobs import Row, sum_logps
+from qlearn.lm.model_files import is_shape
 from qlearn.lm.pretrained import load_weights
 
 
@@ -77,12 +81,13 @@ def load_model(
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
 ) -> PreTrainedModel:
-    """The model called `name`, float32, in eval mode, without dropout.
+    """The model called `name`, with weights in `dtype`, in eval mode, without dropout.
 
-    Raises: InputError for an unknown shape, an unreachable hub, a directory without a model, a
-    vocabulary smaller than the tokenizer's, or a model whose head does more than one linear map.
+    Raises: InputError for an unknown shape, an unreachable hub, a directory without a model or
+    without all of its weights, a vocabulary smaller than the tokenizer's, a model that reads what
+    comes after a token, or one whose head does more than one linear map.
     """
-    if name == "tiny" or name.startswith("random:"):
+    if is_shape(name):
         model = _random_model(name.removeprefix("random:"), tokenizer, seed)
     else:
         model = load_weights(AutoModelForCausalLM, name, "language model", dtype)
@@ -92,9 +97,9 @@ def load_model(
             f"The model {name} has {rows} rows for tokens but the tokenizer has {len(tokenizer)} "
             "tokens; pass the tokenizer that belongs to the model with --tokenizer."
         )
-    no_dropout(model)
-    _check_head(model, name)
-    return model.eval()
+    no_dropout(model).eval()
+    _check_body_and_head(model, name)
+    return model
 
 
 def no_dropout(model: PreTrainedModel) -> PreTrainedModel:
@@ -120,17 +125,47 @@ def _random_model(shape: str, tokenizer: PreTrainedTokenizerBase, seed: int) -> 
         return GPTNeoXForCausalLM(config)
 
 
-def _check_head(model: PreTrainedModel, name: str) -> None:
-    """`logprobs` applies the head itself, so logits must be head(hidden) and nothing else."""
-    ids = torch.arange(4)[None]
+def _check_body_and_head(model: PreTrainedModel, name: str) -> None:
+    """Asks of a model, by trial on four tokens, what `logprobs` takes for granted.
+
+    The state of a token depends on nothing behind it: rows are padded on the right without a mask.
+    And logits are head(state) and nothing else: `logprobs` applies the head itself.
+    """
+    ids = torch.tensor([[0, 1, 2, 3], [0, 1, 2, 0]], device=model.device)  # (2, 4)
     with torch.no_grad():
-        hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
-        direct = model.get_output_embeddings()(hidden)
+        states = model.base_model(input_ids=ids, use_cache=False).last_hidden_state  # (2, 4, D)
+        one, two = states[:, :3]
+        if not torch.allclose(one, two, rtol=0, atol=1e-3 * states.abs().max().item()):
+            raise InputError(
+                f"The model {name} ({model.config.model_type}) is bidirectional: what it says of "
+                "a token depends on those that follow, so it is no policy that writes one token "
+                "after the other; use a causal language model."
+            )
+        direct = model.get_output_embeddings()(states)
         if not torch.allclose(model(ids, use_cache=False).logits, direct, atol=1e-4):
             raise InputError(
                 f"The model {name} changes its logits after the output head (a cap or a scale), "
                 "which qlearn does not support; use a model with a plain linear head."
             )
+
+
+def note_if_surprised(model: PreTrainedModel, rows: Sequence[Row], name: str) -> None:
+    """Says it where the model `name` finds rows less likely than an even guess over its tokens.
+
+    That is what another model's tokenizer does, so it is asked where the user names one. The first
+    sixteen `rows` (prompt ids, completion ids) are scored. A model of random weights knows no row.
+    """
+    rows = list(rows[:16])
+    if not rows or is_shape(name):
+        return
+    n_tokens = sum(len(completion) for _, completion in rows)
+    nats = -sum_logps(model, rows, batch_size=4).sum().item() / n_tokens
+    even = math.log(model.get_output_embeddings().weight.shape[0])
+    if nats > even:
+        print(
+            f"note: {name} finds the rows unlikely, {nats:.1f} nats a token where an even guess "
+            f"has {even:.1f}; is the tokenizer that of this model?"
+        )
 
 
 def explain_table_sizes(policy: PreTrainedModel, other: PreTrainedModel, role: str) -> None:

@@ -7,12 +7,10 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 from qlearn.errors import InputError
 from qlearn.lm.encoding import begin_ids, check_rule
 from qlearn.lm.grammar import EOS, MARKS, PAD
-from qlearn.lm.pretrained import from_pretrained, tokenizer_source
+from qlearn.lm.model_files import has_tokenizer, is_shape, tokenizer_source
+from qlearn.lm.pretrained import from_pretrained
 from qlearn.lm.worlds import GRAMMARS, World
 
-TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt",
-)  # fmt: skip
 # Texts in which tokenizers differ: case, spaces, line breaks, digits, marks, letters, an emoji.
 PROBE = (
     "The nurse said: No! She's 31,415 days late...", "  two  spaces\tand\n\na break \r\n",
@@ -32,7 +30,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """
     if name in {grammar.name for grammar in GRAMMARS.values()}:
         return world_tokenizer(World(name))
-    name = tokenizer_source(name)
+    folder, name = name, tokenizer_source(name)
     lone = os.path.join(name, "tokenizer.json")
     if os.path.isfile(lone) and not os.path.isfile(os.path.join(name, "tokenizer_config.json")):
         tokenizer = PreTrainedTokenizerFast(tokenizer_file=lone, eos_token=EOS, bos_token=EOS)
@@ -42,7 +40,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
         tokenizer = from_pretrained(AutoTokenizer, name, "tokenizer")
     if tokenizer.eos_token_id is None:
         raise InputError(f"The tokenizer {name} has no end-of-text token, so no response can end.")
-    check_rule(name, tokenizer)
+    check_rule(folder, tokenizer)
     return tokenizer
 
 
@@ -63,7 +61,7 @@ def world_tokenizer(world: World) -> PreTrainedTokenizerFast:
 
 def default_tokenizer(model: str, data: str) -> str:
     """The tokenizer meant when none is named: the world's for a world, else the model's own."""
-    if model == "tiny" or model.startswith("random:"):
+    if is_shape(model):
         if data in GRAMMARS:
             return GRAMMARS[data].name
         raise InputError(f"The model {model} has no tokenizer of its own; pass --tokenizer.")
@@ -93,10 +91,8 @@ def own_tokenizer(
 
     Raises: InputError where it is not the policy's, or is missing.
     """
-    bare = os.path.isdir(name) and not any(
-        os.path.isfile(os.path.join(name, file)) for file in TOKENIZER_FILES
-    )
-    if name == "tiny" or name.startswith("random:") or (given and bare):
+    bare = os.path.isdir(name) and not has_tokenizer(name)
+    if is_shape(name) or (given and bare):
         return tokenizer
     other = load_tokenizer(name)
     check_same_tokenizer(tokenizer, other, role)

@@ -25,7 +25,7 @@ from qlearn.lm.data import (
     encode,
 )
 from qlearn.lm.logprobs import Row
-from qlearn.lm.models import explain_table_sizes, load_model
+from qlearn.lm.models import explain_table_sizes, load_model, note_if_surprised
 from qlearn.lm.rows import read_rows
 from qlearn.lm.tokenizers import load_tokenizer, own_tokenizer
 from qlearn.options import check_output, check_ranges, check_text, option, required, write_text
@@ -98,6 +98,8 @@ def inspect(config: InspectConfig) -> tuple[Measure, list[Inspected], dict]:
     row, columns = chosen_row(config)
     example = encoded(row, columns, tokenizer, context_length(policy, config))
     rows = [(example.prompt, ids) for ids in example.completions]
+    if config.tokenizer:
+        note_if_surprised(policy, rows, config.policy)
     noise = None
     if dtype != torch.float32:
         more = more_rows(config, columns, tokenizer, context_length(policy, config), rows)

@@ -26,7 +26,7 @@ from qlearn import losses
 from qlearn.errors import InputError
 from qlearn.lm.data import PREFERENCE_COLUMNS, Example, as_pairs
 from qlearn.lm.logprobs import Batch, Row, collate
-from qlearn.lm.models import load_model, no_dropout
+from qlearn.lm.models import load_model, no_dropout, note_if_surprised
 from qlearn.lm.pretrained import load_weights
 from qlearn.lm.tokenizers import check_same_tokenizer, default_tokenizer, load_tokenizer
 from qlearn.lm.worlds import draw_pairs
@@ -214,6 +214,8 @@ def run(config: RewardConfig) -> dict:
             world, body, tokenizer, config.world_rows, f"reward {config.seed}"
         ),
     )  # fmt: skip
+    if config.tokenizer:
+        note_if_surprised(body, as_pairs(held_out), config.model)
     model = with_head(body, tokenizer, [*pairs, *held_out])
     before = evaluate(model, held_out, config.per_device_train_batch_size)
     print(f"before: {_sentence(before)}")

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from qlearn import losses
 from qlearn.lm.data import SFT_COLUMNS, Example, as_pairs
 from qlearn.lm.logprobs import collate, completion_logps, sum_logps
-from qlearn.lm.models import load_model
+from qlearn.lm.models import load_model, note_if_surprised
 from qlearn.lm.tokenizers import default_tokenizer, load_tokenizer
 from qlearn.train import engine
 from qlearn.train.engine import Log, TrainingConfig, Updates, option
@@ -75,6 +75,8 @@ def run(config: SFTConfig) -> dict:
         config, SFT_COLUMNS, tokenizer, engine.context_length(model, config),
         draw=lambda world: world.sft_rows(config.world_rows, f"sft {config.seed}"),
     )  # fmt: skip
+    if config.tokenizer:
+        note_if_surprised(model, as_pairs(eval_set), config.model)
     before = evaluate(model, eval_set, config.per_device_train_batch_size)
     print(f"before: loss {before['eval_loss']:.4f} a token on {len(eval_set)} held-out rows")
     train(model, train_set, config, path=f"{config.output_dir}/metrics.jsonl")

@@ -111,7 +111,7 @@ def test_claim_unknown_names_are_explained(tokenizer, tmp_path):
     cases = {
         "random:pythia-3b": "There is no shape 'pythia-3b'; choose one of tiny",
         "nobody/nothing": "pass the path of a local directory",
-        str(tmp_path): "holds no model",
+        str(tmp_path): "holds no language model",
     }
     for name, sentence in cases.items():
         with pytest.raises(InputError, match=sentence):
