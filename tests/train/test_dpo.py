@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from qlearn import losses
 from qlearn.errors import InputError, RunStopped
 from qlearn.lm.data import PREFERENCE_COLUMNS, encode
 from qlearn.lm.models import load_model
@@ -111,6 +112,48 @@ def test_claim_stale_reference_sums_stop_the_run(model, other, pairs):
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("beta", [0.01, 0.3, 20.0])
+def test_claim_an_honest_step_0_passes_in_any_precision_and_at_any_beta(model, pairs, dtype, beta):
+    """The bound grows with β and the sums: an absolute one stopped honest runs at large β."""
+    settings = config(dtype=dtype, beta=beta, max_steps=1, per_device_train_batch_size=5)
+    ref_sums = dpo.reference_sums(copy.deepcopy(model), pairs, settings)
+    history = dpo.train(model, pairs, ref_sums, settings, starts_at_reference=True)
+    assert history[0]["loss"] == pytest.approx(math.log(2), abs=1e-3 * beta)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("beta", [0.01, 0.3])
+def test_bug_dropout_stops_a_run_at_step_0(model, pairs, dtype, beta):
+    """At a rate of 0.1 no reward is far from 0; as a share of |log π| it is far from rounding."""
+    settings = config(dtype=dtype, beta=beta, max_steps=1)
+    ref_sums = dpo.reference_sums(copy.deepcopy(model), pairs, settings)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.1
+    model.train()
+    with pytest.raises(RunStopped, match="where rounding explains"):
+        dpo.train(model, pairs, ref_sums, settings, starts_at_reference=True)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_bug_a_reference_one_update_old_stops_a_run_at_step_0(model, pairs, dtype):
+    """One update at a learning rate of 1e-5 on other pairs."""
+    settings = config(dtype=dtype, beta=0.1, max_steps=1, learning_rate=1e-5)
+    stale = dpo.reference_sums(model, pairs, settings)
+    dpo.train(model, pairs[32:], stale[32:], settings)
+    with pytest.raises(RunStopped, match="stale reference sums"):
+        dpo.train(model, pairs, stale, settings, starts_at_reference=True)
+
+
+def test_bug_rewards_that_are_no_numbers_stop_a_run_at_step_0(pairs):
+    """A comparison with NaN is false, so `> bound` would let it pass."""
+    bad = torch.tensor([0.0, math.nan])
+    out = losses.DPO(bad, bad, torch.zeros(2))
+    with pytest.raises(RunStopped, match="a reward is nan"):
+        dpo.check_step_0(out, torch.full((2, 2), -10.0), 0.1, torch.float32)
+
+
 def test_claim_sums_not_means(model, other, pairs):
     """Trap 11: the reward is β times the sum over tokens, so it grows with the response."""
     ref_sums = dpo.reference_sums(other, pairs[:4], config())
@@ -126,7 +169,7 @@ def test_claim_sums_not_means(model, other, pairs):
 
 def test_claim_accumulation_equals_one_large_batch(tokenizer, pairs):
     """Trap 17: 4 × 2 pairs and 1 × 8 pairs give the same steps."""
-    losses = []
+    per_split = []
     for size, parts in ((8, 1), (2, 4)):
         model = load_model("tiny", tokenizer, seed=3)
         settings = config(
@@ -134,8 +177,8 @@ def test_claim_accumulation_equals_one_large_batch(tokenizer, pairs):
         )
         ref_sums = dpo.reference_sums(model, pairs, settings)
         history = dpo.train(model, pairs, ref_sums, settings)
-        losses.append([record["loss"] for record in history])
-    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+        per_split.append([record["loss"] for record in history])
+    assert per_split[0] == pytest.approx(per_split[1], abs=1e-5)
 
 
 def test_claim_training_learns_the_pairs_and_shuffling_flips_half(model, pairs):

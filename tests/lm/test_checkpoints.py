@@ -1,0 +1,239 @@
+"""Checkpoints that are not what they seem: weights missing, torn, wrapped, or of another model."""
+
+import json
+import re
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForSequenceClassification
+
+from qlearn import cli
+from qlearn.errors import InputError
+from qlearn.lm.models import load_model, note_if_surprised
+from qlearn.lm.tokenizers import load_tokenizer
+from qlearn.train.reward import load_reward_model
+
+WEIGHTS = "model.safetensors"
+
+
+@pytest.fixture
+def saved(save_models, tmp_path):
+    """A directory with a tiny model and its tokenizer."""
+    return save_models(tmp_path, policy=1) / "policy"
+
+
+def rewrite(folder, change) -> None:
+    """Saves the weights {name: tensor} of a directory as `change` makes them."""
+    path = folder / WEIGHTS
+    save_file(change(load_file(path)), path, metadata={"format": "pt"})
+
+
+def renamed(prefix):
+    return lambda weights: {prefix + name: x for name, x in weights.items()}
+
+
+# --- missing and surplus weights ---------------------------------------------------------------
+
+
+MISSING = {
+    "no head": (
+        lambda weights: {k: x for k, x in weights.items() if not k.startswith("embed_out")},
+        r"lacks (lm_head|embed_out)\.weight, which would be random; save the whole model",
+    ),
+    "no layer": (
+        lambda weights: {k: x for k, x in weights.items() if ".layers.1." not in k},
+        r"lacks .*layers\.1\..* and \d+ more, which would be random",
+    ),
+    "another prefix": (
+        renamed("backbone."),
+        r"its weights stand under the prefix 'backbone'.*save_pretrained",
+    ),
+    "TRL's value head": (
+        lambda weights: renamed("pretrained_model.")(weights)
+        | {"v_head.summary.weight": torch.zeros(1, 64)},
+        "its weights stand under the prefix 'pretrained_model'",
+    ),
+    "a surplus layer": (
+        lambda weights: weights
+        | {k.replace(".1.", ".2."): x.clone() for k, x in weights.items() if ".layers.1." in k},
+        "has weights that its config.json has no place for, .*layers.2",
+    ),
+    "other sizes": (
+        lambda weights: weights | {"gpt_neox.final_layer_norm.weight": torch.ones(32)},
+        r"final_layer_norm.weight has the sizes \(32,\) where the configuration asks for \(64,\)",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", MISSING)
+def test_bug_weights_that_a_checkpoint_lacks_are_never_random(what, saved, tokenizer):
+    change, sentence = MISSING[what]
+    rewrite(saved, change)
+    with pytest.raises(InputError, match=sentence) as caught:
+        load_model(str(saved), tokenizer)
+    assert str(saved) in str(caught.value) and str(caught.value).endswith(".")
+
+
+def test_bug_a_reward_model_is_no_policy_and_a_policy_no_reward_model(saved, tokenizer, tmp_path):
+    """Each would have scored with a head of random numbers."""
+    judge = tmp_path / "judge"
+    AutoModelForSequenceClassification.from_pretrained(saved, num_labels=1).save_pretrained(judge)
+    tokenizer.save_pretrained(judge)
+    with pytest.raises(InputError, match="it is a reward model or classifier"):
+        load_model(str(judge), tokenizer)
+    with pytest.raises(InputError, match="it is a language model; `qlearn reward` makes"):
+        load_reward_model(str(saved), tokenizer)
+
+
+def test_claim_a_classifier_of_three_labels_is_no_reward_model(saved, tokenizer, tmp_path):
+    judge = tmp_path / "judge"
+    AutoModelForSequenceClassification.from_pretrained(saved, num_labels=3).save_pretrained(judge)
+    tokenizer.save_pretrained(judge)
+    with pytest.raises(InputError, match="a classifier of 3 labels, not a reward model"):
+        load_reward_model(str(judge), tokenizer)
+
+
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module."])
+def test_claim_compiled_and_parallel_checkpoints_are_read_under_their_own_names(
+    prefix, saved, tokenizer, capsys
+):
+    expected = load_model(str(saved), tokenizer).state_dict()
+    rewrite(saved, renamed(prefix))
+    found = load_model(str(saved), tokenizer).state_dict()
+    assert all(torch.equal(found[name], x) for name, x in expected.items())
+    assert f"{prefix!r} is left out" in capsys.readouterr().out
+
+
+def test_claim_a_value_head_beside_a_whole_model_is_said_and_old_buffers_are_not(
+    saved, tokenizer, capsys
+):
+    expected = load_model(str(saved), tokenizer).state_dict()
+    old = {"gpt_neox.layers.0.attention.rotary_emb.inv_freq": torch.ones(2),
+           "gpt_neox.layers.0.attention.masked_bias": torch.tensor(-1e9),
+           "gpt_neox.layers.0.attention.bias": torch.ones(1, 1, 4, 4)}  # fmt: skip
+    rewrite(saved, lambda weights: weights | old)
+    load_model(str(saved), tokenizer)
+    assert capsys.readouterr().out == ""
+    rewrite(saved, lambda weights: weights | {"v_head.summary.weight": torch.zeros(1, 64)})
+    found = load_model(str(saved), tokenizer).state_dict()
+    assert all(torch.equal(found[name], x) for name, x in expected.items())
+    assert "has a value head beside its language model" in capsys.readouterr().out
+
+
+def test_claim_tied_tables_are_not_missing(tokenizer, tmp_path):
+    """GPT-2's head is its embedding, saved once."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = GPT2Config(vocab_size=len(tokenizer), n_embd=16, n_layer=1, n_head=2, n_positions=32,
+                        bos_token_id=0, eos_token_id=0)  # fmt: skip
+    GPT2LMHeadModel(config).save_pretrained(tmp_path)
+    assert "lm_head.weight" not in load_file(tmp_path / WEIGHTS)
+    model = load_model(str(tmp_path), tokenizer)
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+
+
+def test_claim_an_adapter_without_its_library_is_refused(tokenizer, saved, tmp_path, monkeypatch):
+    """Also beside a whole base, whose weights alone are another model."""
+    monkeypatch.setattr("qlearn.lm.pretrained.is_peft_available", lambda: False)
+    adapter = {"peft_type": "LORA", "base_model_name_or_path": "org/base"}
+    for folder in (tmp_path / "adapter", saved):
+        folder.mkdir(exist_ok=True)
+        (folder / "adapter_config.json").write_text(json.dumps(adapter))
+        with pytest.raises(InputError, match=r"adapter to org/base.*pip install peft"):
+            load_model(str(folder), tokenizer)
+
+
+# --- damaged files -----------------------------------------------------------------------------
+
+
+def half(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+DAMAGE = {
+    "torn": (WEIGHTS, half, f"{WEIGHTS} is torn"),
+    "a header alone": (WEIGHTS, lambda p: p.write_bytes(p.read_bytes()[:40]), f"{WEIGHTS} is torn"),
+    "empty": (WEIGHTS, lambda p: p.write_bytes(b""), f"{WEIGHTS} is empty"),
+    "text": (WEIGHTS, lambda p: p.write_text("404: not found"), f"{WEIGHTS} is torn"),
+    "too long": (WEIGHTS, lambda p: p.write_bytes(p.read_bytes() + b"x" * 9), f"{WEIGHTS} is torn"),
+    "a git-lfs pointer": (WEIGHTS, lambda p: p.write_text("version https://git-lfs.github.com/"),
+                          "pointer of git-lfs.*git lfs pull"),
+    "torn config": ("config.json", half, "config.json is torn or empty"),
+    "empty config": ("config.json", lambda p: p.write_text(""), "config.json is torn or empty"),
+    "torn tokenizer": ("tokenizer.json", half, "tokenizer.json is torn or empty"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", DAMAGE)
+def test_claim_damaged_files_are_named_from_the_command_line(what, saved, capsys, tmp_path):
+    name, damage, sentence = DAMAGE[what]
+    damage(saved / name)
+    code = cli.main(["inspect", "--policy", str(saved), "--reference", str(saved), "--prompt", "a",
+                     "--response", " b", "--html", str(tmp_path / "page.html")])  # fmt: skip
+    error = capsys.readouterr().err
+    assert code == 2 and error.count("\n") == 1, error
+
+    assert re.search(sentence, error) and str(saved) in error, error
+
+
+def test_claim_a_missing_part_of_the_weights_is_named(saved, tokenizer):
+    shutil.move(saved / WEIGHTS, saved / "model-00001-of-00002.safetensors")
+    parts = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
+    index = {"metadata": {}, "weight_map": parts}
+    (saved / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(InputError, match=r"00002-of-00002\.safetensors, one part of the weights"):
+        load_model(str(saved), tokenizer)
+
+
+# --- whose tokenizer ---------------------------------------------------------------------------
+
+
+def without_tokenizer(folder):
+    for path in folder.glob("tokenizer*"):
+        path.unlink()
+    return folder
+
+
+def test_claim_a_directory_without_tokenizer_is_opened_by_the_base_that_it_names(
+    save_models, tmp_path, capsys
+):
+    folder = save_models(tmp_path, base=1, tuned=2)
+    tuned = without_tokenizer(folder / "tuned")
+    with pytest.raises(InputError, match=r"holds no tokenizer.*with --tokenizer"):
+        load_tokenizer(str(tuned))
+    expected = load_tokenizer(str(folder / "base")).get_vocab()
+    sources = {
+        "qlearn.yaml": f"model: {folder / 'base'}\n",
+        "adapter_config.json": json.dumps({"base_model_name_or_path": str(folder / "base")}),
+    }
+    for name, text in sources.items():
+        (tuned / name).write_text(text)
+        assert load_tokenizer(str(tuned)).get_vocab() == expected
+        assert f"using that of {folder / 'base'} (from {name})" in capsys.readouterr().out
+        (tuned / name).unlink()
+
+
+def test_claim_directories_that_name_each_other_end(save_models, tmp_path):
+    folder = save_models(tmp_path, one=1, two=2)
+    for name, other in (("one", "two"), ("two", "one")):
+        without_tokenizer(folder / name)
+        (folder / name / "qlearn.yaml").write_text(f"model: {folder / other}\n")
+    with pytest.raises(InputError, match="holds no tokenizer"):
+        load_tokenizer(str(folder / "one"))
+
+
+def test_claim_a_tokenizer_that_is_not_the_models_is_noticed(saved, tokenizer, capsys):
+    """Rows that a trained model finds less likely than an even guess: ids of another meaning."""
+    model = load_model(str(saved), tokenizer)
+    with torch.no_grad():  # a model that is sure of its next token, token 5
+        model.get_output_embeddings().weight.zero_()
+        model.base_model.final_layer_norm.bias.fill_(1.0)
+        model.get_output_embeddings().weight[5] = 1.0
+    note_if_surprised(model, [([1], [5, 5, 5])], str(saved))
+    assert capsys.readouterr().out == ""
+    note_if_surprised(model, [([1], [6, 7, 8])], str(saved))
+    assert "nats a token where an even guess has 5.4" in capsys.readouterr().out
+    note_if_surprised(model, [([1], [6, 7, 8])], "tiny")
+    assert capsys.readouterr().out == ""
