@@ -37,13 +37,13 @@ def read_training_args(path: str) -> tuple[str, dict]:
             (entry,) = (e for e in archive.infolist() if e.filename.endswith("/data.pkl"))
             if entry.file_size > LARGEST:
                 raise ValueError("too large")
-            found = describe(archive.read(entry))
+            described = describe(archive.read(entry))
     except Exception as error:  # a hostile file fails in ways without a common class
         raise ValueError(f"{path} is not a readable training_args.bin.") from error
-    name = found.name.rpartition(".")[2] if isinstance(found, Object) else ""
-    if not (name.isidentifier() and found.state):
+    name = described.name.rpartition(".")[2] if isinstance(described, Object) else ""
+    if not (name.isidentifier() and described.state):
         raise ValueError(f"{path} does not hold the settings of a training run.")
-    return name, {key: _value(x) for key, x in found.state.items() if isinstance(key, str)}
+    return name, {key: _value(x) for key, x in described.state.items() if isinstance(key, str)}
 
 
 def describe(pickled: bytes):
