@@ -29,7 +29,7 @@ from tools.mutants.faults import ROOT, Fault, plant
 COPIED = ("qlearn", "tests", "tools", "book", "pyproject.toml", "conftest.py", "CHANGELOG.md")
 TESTS = ("tests/exact", "tests/lm", "tests/findings", "tests/studies", "tests/train", "tests/show",
          "tests/test_losses.py", "tests/test_losses_edges.py", "tests/test_errata.py",
-         "tests/test_cli.py")  # fmt: skip
+         "tests/test_cli.py", "tests/test_options.py")  # fmt: skip
 HEAVY = ("transformers", "transformers.models.auto.modeling_auto", "scipy.stats", "hypothesis",
          "datasets", "trl", "yaml", "tokenizers", "accelerate", "pyarrow")  # fmt: skip
 # Each of these is a good part of the half second that a fault costs before its first test.
