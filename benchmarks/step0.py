@@ -3,8 +3,9 @@
     python benchmarks/step0.py --models pythia-14m --data pairs.jsonl --tokenizer DIR
 
 For each model and precision one line each: the honest case, in batches as the reference's and pair
-by pair, dropout 0.1, and a reference that is one update old. `share` is |log π − log π_ref| as a
-share of |log π_ref| of a response, the largest of 32. `qlearn.train.dpo.ROUNDING` rests on it.
+by pair, dropout 0.1, and a reference that is one update old. `share` is Σ |log π − log π_ref| over
+32 responses as a share of Σ |log π_ref|, `max_share` the largest of one response. The bound in
+`qlearn.train.step_0` rests on it.
 """
 
 import argparse
@@ -33,15 +34,16 @@ def set_dropout(model, rate: float) -> None:
 
 
 def shares(model, pairs, ref_sums, dtype, size=SIZE) -> dict:
-    """The largest and the root mean square share over all responses of `pairs`."""
+    """The share over all responses of `pairs` together, and the largest of a single one."""
     differences = []
     with engine.precision(model.device, dtype), torch.no_grad():
         for start in range(0, len(pairs), size):
             part = slice(start, start + size)
             _, chosen, rejected = dpo.pair_loss(model, pairs[part], ref_sums[part], 0.1)
             differences.append(torch.stack([chosen, rejected], dim=1).cpu() - ref_sums[part])
-    share = torch.cat(differences).abs() / ref_sums.abs()
-    return {"share": share.max().item(), "rms_share": share.square().mean().sqrt().item()}
+    off = torch.cat(differences).abs()
+    total = off.sum() / ref_sums.abs().sum()
+    return {"share": total.item(), "max_share": (off / ref_sums.abs()).max().item()}
 
 
 def gradient_signs(model, pairs, ref_sums) -> list[torch.Tensor]:

@@ -16,7 +16,7 @@ exact     exact.tree           01, 15   the token MDP
           losses               06, 10   Eqs 1 to 4, 9
 lm        lm.worlds, lm.grammar 09      embedded worlds, their exact truth
           lm.slots, lm.trips   09, 11   slot summaries; trips, the second world
-          lm.models, lm.tokenizers, lm.pretrained               09
+          lm.models, lm.model_files, lm.tokenizers, lm.pretrained  09
           lm.rows, lm.hub, lm.data, lm.encoding, lm.check       09
           lm.logprobs, lm.tree 09
           lm.shared_prompt     -        one prompt for several completions
@@ -24,6 +24,7 @@ lm        lm.worlds, lm.grammar 09      embedded worlds, their exact truth
           lm.cursor, lm.decode, lm.search 12   Eqs 12, 13
 train     train.sft, train.dpo, train.engine                    09
           train.passes, train.masters  -        faster passes
+          train.step_0         -        what rounding explains before the first update
           train.reward, train.rollout, train.steps, train.ppo   10       Eqs 1, 2, 3
 findings  findings.credit      09       Eqs 10, 11
           findings.likelihood  09, 14   Eq. 16; what a run's own curves say

@@ -24,12 +24,7 @@ from qlearn.lm.tokenizers import default_tokenizer, load_tokenizer, own_tokenize
 from qlearn.lm.worlds import draw_pairs
 from qlearn.train import engine
 from qlearn.train.engine import Log, TrainingConfig, Updates, option
-
-# Rounding as a share of |log π| of a response, where one model is scored twice by the same path, in
-# batches of other shapes. benchmarks/step0.py measured at most 2e-7 in float32 and 8e-6 in bfloat16
-# (Pythia-14m to 2.8b, CPU and GPU), with dropout 0.1 at least 3e-3, and for a reference one update
-# old at least 1e-3 (learning rate 1e-5). A bfloat16 body rounds by 8e-3, but alike both times.
-ROUNDING = {torch.float32: 2.0**-15, torch.bfloat16: 2.0**-12}
+from qlearn.train.step_0 import explained_by_rounding, same_weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,11 +84,12 @@ def train(
             loss, seen = torch.zeros((), device=model.device), []
             for part in parts:
                 with engine.precision(model.device, dtype):
-                    out, chosen, rejected = pair_loss(
-                        model, [pairs[i] for i in part], ref_sums[part], config.beta
-                    )
+                    batch = [pairs[i] for i in part]
+                    out, chosen, rejected = pair_loss(model, batch, ref_sums[part], config.beta)
                 if starts_at_reference and log.step == 0:
-                    check_step_0(out, ref_sums[part], config.beta, dtype)
+                    n = sum(len(ids) for pair in batch for ids in pair.completions)
+                    bound = config.beta * explained_by_rounding(ref_sums[part], n, dtype)
+                    check_step_0(out, bound)
                 # The mean is over the pairs of the whole update, however it is split.
                 mean = out.loss.sum() / len(rows)
                 mean.backward()
@@ -105,24 +101,20 @@ def train(
     return log.history
 
 
-def check_step_0(out: losses.DPO, ref_sums: Tensor, beta: float, dtype: torch.dtype) -> None:
+def check_step_0(out: losses.DPO, bound: float) -> None:
     """Where policy and reference are the same weights, every reward is 0, and so the loss is ln 2.
 
-    A reward β (log π − log π_ref) may differ from 0 by β |log π_ref| · `ROUNDING`. `ref_sums`
-    (B, 2) holds log π_ref of chosen and rejected.
+    bound: the sum of |reward| over the batch that rounding explains.
 
-    Raises: RunStopped where a reward is larger, or no number.
+    Raises: RunStopped where that sum is larger, or no number.
     """
-    rewards = torch.stack([out.chosen_reward, out.rejected_reward], dim=1).cpu()  # (B, 2)
-    allowed = beta * ref_sums.abs() * ROUNDING[dtype]  # (B, 2)
-    worst = ((rewards.abs() / allowed).nan_to_num(nan=torch.inf)).argmax()
-    reward, bound = rewards.flatten()[worst].item(), allowed.flatten()[worst].item()
-    if not abs(reward) <= bound:
+    total = (out.chosen_reward.abs() + out.rejected_reward.abs()).sum().item()
+    if not total <= bound:
         raise RunStopped(
             f"Stopped at step 0: policy and reference are the same weights, yet the loss is "
-            f"{out.loss.mean().item():.6f}, not ln 2, and a reward is {reward:.2g} where rounding "
-            f"explains {bound:.1g}; the two log-probabilities are not computed alike (dropout, "
-            "dtype or stale reference sums)."
+            f"{out.loss.mean().item():.6f}, not ln 2, and the rewards add up to {total:.2g} where "
+            f"rounding explains {bound:.1g}; the two log-probabilities are not computed alike "
+            "(dropout, dtype or stale reference sums)."
         )
 
 
@@ -212,12 +204,6 @@ def shuffled(rows: Sequence[tuple[int, dict]], seed: int) -> list[tuple[int, dic
             row = {swap.get(key, key): value for key, value in row.items()}
         swapped.append((number, row))
     return swapped
-
-
-def same_weights(a: PreTrainedModel, b: PreTrainedModel) -> bool:
-    """Whether two models have exactly the same parameters."""
-    one, two = a.state_dict(), b.state_dict()
-    return one.keys() == two.keys() and all(torch.equal(one[k], two[k]) for k in one)
 
 
 def _tokens(pair: Example) -> int:

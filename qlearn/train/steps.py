@@ -16,9 +16,9 @@ from qlearn.errors import RunStopped
 from qlearn.lm.data import as_pairs
 from qlearn.lm.logprobs import Batch, collate
 from qlearn.train import engine
-from qlearn.train.dpo import same_weights
 from qlearn.train.engine import Log, TrainingConfig, Updates
 from qlearn.train.rollout import Rollout, Task, precision, shares
+from qlearn.train.step_0 import explained_by_rounding, same_weights
 
 
 def open_log(config: TrainingConfig, n_prompts: int, path: str | None) -> Log:
@@ -77,26 +77,32 @@ def learn(
 def check_step_0(task: Task, seen: Rollout, terms) -> None:
     """Before the first update π/π_old is 1, and where π_ref has the policy's weights the KL is 0.
 
+    Both are asked of log-ratios of whole responses, up to what rounding explains of their sum.
+
     Raises: RunStopped where they are not: the log-probabilities are not computed alike.
     """
-    device, slack = task.policy.device, 1e-3
-    if engine.choose_dtype(task.config.dtype, device) != torch.float32:
-        slack = 0.1
+    device = task.policy.device
+    dtype = engine.choose_dtype(task.config.dtype, device)
     # the last responses first: the update's tables are other ones than the rollout's
     ids = list(reversed(range(len(seen.examples))))[: task.config.per_device_train_batch_size]
     with torch.no_grad(), precision(task):
         batch = collate(as_pairs([seen.examples[i] for i in ids]), device)
-        off = terms(batch, ids)["val/ratio_var"].max().sqrt().item()
-    if off > slack:
+        log_ratio = terms(batch, ids)["val/ratio"].log().sum(dim=1)  # (b,)
+    off = log_ratio.abs().sum().item()
+    bound = explained_by_rounding(seen.logp[ids].sum(dim=1), int(seen.mask[ids].sum()), dtype)
+    if not off <= bound:
         raise RunStopped(
-            f"Stopped at step 0: a ratio of the policy to itself is {off:.2g} away from 1; its "
-            "log-probabilities are not the same twice (dropout or dtype)."
+            f"Stopped at step 0: the policy's log-ratios to itself add up to {off:.2g} over "
+            f"{len(ids)} responses where rounding explains {bound:.1g}; its log-probabilities are "
+            "not the same twice (dropout or dtype)."
         )
-    gap = (seen.logp - seen.ref_logp).abs().max().item()
-    if gap > slack and same_weights(task.policy, task.reference):
+    gap = (seen.logp - seen.ref_logp).sum(dim=1).abs().sum().item()
+    bound = explained_by_rounding(seen.logp.sum(dim=1), int(seen.mask.sum()), dtype)
+    if not gap <= bound and same_weights(task.policy, task.reference):
         raise RunStopped(
-            f"Stopped at step 0: policy and reference are the same weights, yet a token's "
-            f"log-ratio is {gap:.2g}, not 0; the two are not computed alike (dropout or dtype)."
+            f"Stopped at step 0: policy and reference are the same weights, yet their log-ratios "
+            f"add up to {gap:.2g} over {len(seen.examples)} responses where rounding explains "
+            f"{bound:.1g}; the two are not computed alike (dropout or dtype)."
         )
 
 

@@ -7,7 +7,7 @@ from qlearn.findings.credit import Credit, agreement, one_step_map, token_credit
 from qlearn.findings.likelihood import log_ratio_and_kl
 from qlearn.lm.models import load_model
 from qlearn.studies.slot_world import summarise
-from qlearn.train import dpo
+from qlearn.train.step_0 import same_weights
 
 ROWS = [([5, 6, 7], [8, 9, 0]), ([4], [10, 11, 12, 0]), ([3, 2], [1])]
 
@@ -103,7 +103,7 @@ def test_claim_saved_models_measure_alike(model, other, tokenizer, tmp_path):
     """Credit of a saved and loaded policy is bit-equal: nothing depends on what is in memory."""
     model.save_pretrained(tmp_path)
     again = load_model(str(tmp_path), tokenizer)
-    assert dpo.same_weights(model, again)
+    assert same_weights(model, again)
     one, two = (token_credit(m, other, ROWS, 0.5)[0].advantage for m in (model, again))
     assert torch.equal(one, two)
 

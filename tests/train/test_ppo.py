@@ -252,7 +252,7 @@ def test_bug_log_probabilities_that_differ_stop_the_run(model, tokenizer, algori
     # sampling uses the true head; the log-probabilities that follow do not
     monkeypatch.setattr(Drifting, "forward", lambda self, x: head(x), raising=False)
     monkeypatch.setattr(model, "get_output_embeddings", lambda: off)
-    with pytest.raises(RunStopped, match="ratio of the policy to itself"):
+    with pytest.raises(RunStopped, match="log-ratios to itself"):
         train(task(model, reference, tokenizer, algorithm=algorithm), PROMPTS)
     monkeypatch.undo()
     stray = Drifting(reference.get_output_embeddings())
@@ -260,6 +260,32 @@ def test_bug_log_probabilities_that_differ_stop_the_run(model, tokenizer, algori
     with pytest.raises(RunStopped, match="policy and reference are the same weights"):
         train(task(model, reference, tokenizer, algorithm=algorithm), PROMPTS)
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("algorithm", ["ppo", "rloo"])
+def test_claim_an_honest_step_0_passes_in_batches_of_other_shapes(
+    model, tokenizer, algorithm, dtype
+):
+    """The update's tables are not the rollout's: rounding differs, and is let through."""
+    how = {"per_device_train_batch_size": 3, "max_steps": 1, "dtype": dtype}
+    job = task(model, copy.deepcopy(model), tokenizer, algorithm=algorithm, **how)
+    train = {"ppo": ppo.train_ppo, "rloo": ppo.train_rloo}[algorithm]
+    assert abs(train(job, PROMPTS)[0]["objective/kl"]) < 0.01
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("algorithm", ["ppo", "rloo"])
+def test_bug_dropout_stops_a_run_at_step_0(model, tokenizer, algorithm, dtype):
+    """In bfloat16 an absolute slack of 0.1 a token let a rate of 0.01 through."""
+    job = task(model, copy.deepcopy(model), tokenizer, algorithm=algorithm, dtype=dtype)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.01
+    model.train()
+    train = {"ppo": ppo.train_ppo, "rloo": ppo.train_rloo}[algorithm]
+    with pytest.raises(RunStopped, match="where rounding explains"):
+        train(job, PROMPTS)
 
 
 # --- runs --------------------------------------------------------------------------------------
