@@ -143,7 +143,7 @@ def test_claim_the_schedule_counts_every_update():
 
 
 def test_eq_ppo_surrogate_of_ratios_by_hand():
-    """ρ of ½, 1, 1.1 and 2 at ε = 0.2, with gains and losses: the loss, and where it was clipped."""
+    """ρ of ½, 1, 1.1 and 2 at ε = 0.2, gains and losses: the loss, and what was clipped."""
     ratio, gain = [0.5, 0.5, 1.0, 1.1, 2.0, 2.0], [1.0, -1.0, 2.0, -3.0, 1.0, -1.0]
     held = [0.8, 0.8, 1.0, 1.1, 1.2, 1.2]
     old = torch.tensor([-1.0, -2.0, -0.5, -0.7, -3.0, -2.5])
