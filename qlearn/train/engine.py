@@ -4,6 +4,7 @@ The loops themselves are in `sft`, `reward`, `ppo` and `dpo`; each reads top to 
 """
 
 import dataclasses
+import itertools
 import json
 import math
 import os
@@ -236,8 +237,8 @@ def n_updates(n_rows: int, config: TrainingConfig) -> int:
 def plan(n_rows: int, config: TrainingConfig) -> Iterator[list[list[int]]]:
     """For each update the row indices of its forward passes; every epoch has every row once."""
     total, size = n_updates(n_rows, config), config.per_device_train_batch_size
-    step, epoch = 0, 0
-    while step < total:
+    step = 0
+    for epoch in itertools.count():
         order = list(range(n_rows))
         random.Random(f"{config.seed} {epoch}").shuffle(order)
         rows = size * config.gradient_accumulation_steps
@@ -247,7 +248,6 @@ def plan(n_rows: int, config: TrainingConfig) -> Iterator[list[list[int]]]:
             batch = order[start : start + rows]
             yield [batch[i : i + size] for i in range(0, len(batch), size)]
             step += 1
-        epoch += 1
 
 
 class Updates:
@@ -278,7 +278,7 @@ class Updates:
         if finite:
             self.bad_in_a_row = 0
             self.optimiser.step()
-        self.optimiser.zero_grad(set_to_none=True)
+        self.optimiser.zero_grad()
         self.schedule.step()
         if finite:
             return {**seen, "learning_rate": rate}
