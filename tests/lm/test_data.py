@@ -185,22 +185,52 @@ def test_claim_columns_are_asked_of_the_rows_that_can_be_read():
 
 
 def test_claim_data_check_reports_every_number(write_jsonl, capsys):
-    """The whole report of ten equal rows, of which nine are duplicates, and two odd ones."""
-    path = write_jsonl("f.jsonl", [GOOD] * 10 + [GOOD | {"chosen": ""}, GOOD | {"prompt": ""}])
-    check.run(check.CheckConfig(data=path, tokenizer="slots", max_quarantine=0.5))
-    assert capsys.readouterr().out.splitlines() == [
-        f"{path}: 12 rows of prompt, chosen, rejected",
-        "usable rows: 10",
-        "  prompt     tokens: least 12, median 12, most 12",
-        "  chosen     tokens: least 3, median 3, most 3",
+    """The whole report of ten equal rows, of which nine are duplicates, three longer, two odd."""
+    long = [GOOD | {"prompt": "nurse " * n, "chosen": " Torn" * n} for n in (20, 40, 60)]
+    odd = [GOOD | {"chosen": ""}, GOOD | {"prompt": ""}]
+    path = write_jsonl("f.jsonl", [GOOD] * 10 + long + [*odd, GOOD | {"prompt": ""}])
+    config = dict(data=path, tokenizer="slots", max_quarantine=0.5)
+    check.run(check.CheckConfig(**config))
+    report = capsys.readouterr().out.splitlines()
+    assert report == [
+        f"{path}: 16 rows of prompt, chosen, rejected",
+        "usable rows: 13",
+        "  prompt     tokens: least 12, median 12, most 60",
+        "  chosen     tokens: least 3, median 3, most 61",
         "  rejected   tokens: least 3, median 3, most 3",
         "boundary merges: 0",
         "begin tokens typed (each counts once): 0",
         "duplicates: 9 (row 2, 3, 4, 5, 6, 7, 8, 9, ...)",
-        "quarantined rows: 2",
-        "  1 x chosen is empty (row 11)",
-        "  1 x prompt is empty (row 12)",
+        "quarantined rows: 3",
+        "  2 x prompt is empty (row 15, 16)",
+        "  1 x chosen is empty (row 14)",
     ]
+    check.run(check.CheckConfig(**config, max_length=121))
+    assert capsys.readouterr().out.splitlines() == report
+    check.run(check.CheckConfig(**config, max_length=120))
+    over = "  1 x prompt and chosen have 121 tokens, longer than the 120 allowed (row 13)"
+    assert over in capsys.readouterr().out.splitlines()
+    with pytest.raises(InputError, match=r"f\.jsonl: 3 of 16 rows cannot be used"):
+        check.run(check.CheckConfig(data=path))  # one of a hundred may be odd
+    assert capsys.readouterr().out.splitlines()[:3] == [
+        *report[:2], "  lengths and tokens: pass --policy DIR or --tokenizer"
+    ]  # fmt: skip
+
+
+def test_claim_data_check_allows_what_is_usual_where_nothing_is_said(write_jsonl, capsys):
+    """One odd row of a hundred, and 2,048 tokens."""
+    rows = [GOOD | {"prompt": f"nurse {'nurse ' * n}"} for n in range(98)]
+    path = write_jsonl("f.jsonl", [*rows, {"prompt": "nurse " * 2045} | {
+        "chosen": " Torn Torn", "rejected": " Torn"}, GOOD | {"chosen": ""}])  # fmt: skip
+    check.run(check.CheckConfig(data=path, tokenizer="slots"))
+    out = capsys.readouterr().out
+    assert "usable rows: 99" in out and "most 2045" in out
+    path = write_jsonl("f.jsonl", [GOOD, {"prompt": "nurse " * 2046} | {
+        "chosen": " Torn Torn", "rejected": " Torn"}])  # fmt: skip
+    with pytest.raises(
+        InputError, match="prompt and chosen have 2049 tokens, longer than the 2048"
+    ):
+        check.run(check.CheckConfig(data=path, tokenizer="slots"))
 
 
 def test_claim_a_duplicate_may_write_its_keys_in_another_order():

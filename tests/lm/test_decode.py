@@ -419,3 +419,23 @@ def test_claim_scores_of_whole_rows_are_independent_of_the_batch(model, other):
         for policy, column in ((model, 0), (half, 1)):
             logps = response_logps(policy, rows, 200, batch_size=batch_size)
             assert torch.allclose(logps, wanted[:, column], atol=1e-4)
+
+
+def test_claim_without_settings_texts_are_drawn_from_the_policy_itself(model, tokenizer):
+    """At temperature 1 from all tokens, up to 64 of them; a beam is of one text, unpunished."""
+    settings = dict(temperature=1.0, top_k=len(tokenizer), max_new_tokens=64)
+    plain, said = (decode(model, tokenizer, PROMPTS, how, seed=2)
+                   for how in (Decoding(), Decoding(**settings)))  # fmt: skip
+    assert [d.tokens for d in plain] == [d.tokens for d in said]
+    assert {len(d.tokens) for d in plain if not d.ended} == {64}
+    one = decode(model, tokenizer, PROMPTS, Decoding(decoder="greedy"))
+    two = decode(model, tokenizer, PROMPTS, Decoding(decoder="beam"))
+    assert [d.tokens for d in one] == [d.tokens for d in two]
+    assert all(abs(a.score - b.score) < 1e-3 for a, b in zip(one, two, strict=True))
+
+
+def test_claim_a_cursor_is_float32_behind_a_body_of_half_precision(model):
+    """log π of a bfloat16 model: its probabilities sum to 1, as bfloat16's own would not."""
+    logp = Cursor(model.bfloat16(), [[5, 6, 7]], 200).logp
+    assert logp.dtype == torch.float32 and logp.shape == (1, 200)
+    assert abs(logp.exp().sum() - 1) < 1e-5

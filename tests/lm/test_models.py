@@ -191,3 +191,13 @@ def test_claim_a_past_that_changes_by_rounding_is_causal_and_by_more_is_not(scal
             _check_body_and_head(Body(other), "x")
     with pytest.raises(InputError, match="plain linear head"):
         _check_body_and_head(Body(states, shift=1e-2), "x")
+
+
+def test_claim_the_tiny_model_is_two_layers_of_wide_random_weights(tokenizer):
+    """Each table of weights has a standard deviation of 0.1, of Pythia's shapes 0.02."""
+    config = load_model("tiny", tokenizer).config
+    assert (config.num_hidden_layers, config.hidden_size, config.num_attention_heads) == (2, 64, 4)
+    assert (config.vocab_size, config.max_position_embeddings) == (len(tokenizer), 256)
+    for name, width in (("tiny", 0.1), ("random:pythia-14m", 0.02)):
+        table = load_model(name, tokenizer).get_input_embeddings().weight
+        assert abs(table.std().item() / width - 1) < 0.05

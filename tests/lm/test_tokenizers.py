@@ -140,12 +140,12 @@ def test_claim_a_token_in_front_of_each_text_is_no_unknown_word():
     check_knows(words_of(ids, begin=EOS, unk_token=EOS, eos_token=EOS), world)
 
 
-SPARSE = {EOS: 2, PAD: 3, "qq": 8, "zz": 1, "kk": 0}  # in a set these ids are not in order
+SPARSE = {EOS: 2, PAD: 3, "qq": 128, "zz": 1, "kk": 5}  # in a set these ids are not in order
 
 
 def test_claim_the_first_difference_is_that_of_the_least_id():
     special = dict(unk_token=PAD, eos_token=EOS)
-    one, two = (words_of(SPARSE | x, **special) for x in ({}, {"qq": 1, "zz": 8}))
+    one, two = (words_of(SPARSE | x, **special) for x in ({}, {"qq": 1, "zz": 128}))
     assert first_difference(one, two) == "token 1 is 'zz' in the one and 'qq' in the other"
     both = [normalizers.Replace("qq", "kk"), normalizers.Replace("zz", "kk")]
     two = words_of(SPARSE, normalizer=normalizers.Sequence(both), **special)

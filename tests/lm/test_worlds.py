@@ -179,6 +179,7 @@ def test_claim_labels_are_bradley_terry_on_the_true_reward(name):
     first, second = ([as_text(world.write(p, rng)) for p in posts] for _ in range(2))
     rows = world.label(posts, first, second, seed=1)
     assert rows == world.label(posts, first, second, seed=1)
+    assert rows != world.label(posts, first, second, seed=2)
     gaps = torch.tensor([
         world.reward(p, as_words(a)) - world.reward(p, as_words(b))
         for p, a, b in zip(posts, first, second, strict=True)
