@@ -168,11 +168,12 @@ def test_claim_eight_tokens_of_a_text_are_shown(monkeypatch):
     two = changed(one, lambda inner: inner.update(space))
     one.model_max_length = two.model_max_length = 4
     difference = first_difference(one, two)
+    assert warned == []
     text, _, shown = difference.partition(" becomes ")
     left, right = shown.removesuffix(" in the other").split(" in the one and ")
     assert text == 'the text "The nurse said: No! She\'s 31,415 days la"'
     both = [x.convert_ids_to_tokens(x(PROBE[0]).input_ids) for x in (one, two)]
-    assert min(map(len, both)) > 8 and len(warned) == 2  # of the two texts of this line
+    assert min(map(len, both)) > 8 and len(warned) == 2  # of the line above, one of each
     assert [left.split(), right.split()] == [tokens[:8] for tokens in both]
 
 
