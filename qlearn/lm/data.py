@@ -190,9 +190,11 @@ def _token_fault(encoded: Encoded, columns, max_length) -> str | None:
     prompt, completions, _ = encoded
     if not prompt:
         return "the prompt has no token of its own"
-    if len(prompt) >= max_length:
+    if len(prompt) > max_length:
         return f"the prompt has {len(prompt)} tokens, longer than the context of {max_length}"
     for column, ids in zip(columns[1:], completions, strict=True):
+        if not ids:  # a template may write nothing for a message
+            return f"the {column} has no token of its own"
         if len(prompt) + len(ids) > max_length:
             total = len(prompt) + len(ids)
             return f"prompt and {column} have {total} tokens, longer than the {max_length} allowed"

@@ -203,8 +203,8 @@ def draw(cursor: Cursor, noise: Tensor, how: Decoding, eos: int) -> list[tuple[l
 
 def pick(logits: Tensor, noise: Tensor, top_k: int | None = None) -> Tensor:
     """The token at which the cumulated softmax of each row passes its `noise`: (N, V) to (N,)."""
-    if top_k is not None and top_k < logits.shape[1]:
-        least = logits.topk(top_k, dim=-1).values[:, -1:]
+    if top_k is not None:
+        least = logits.topk(min(top_k, logits.shape[1]), dim=-1).values[:, -1:]
         logits = logits.masked_fill(logits < least, -torch.inf)
     passed = logits.softmax(dim=-1).cumsum(dim=-1)
     # `right`: a token without probability adds nothing, so the first to pass is never one
@@ -233,7 +233,8 @@ def beam(
     cursor.keep(alive.repeat_interleave(width))
     for t in range(steps):
         grown = (total[:, :, None] + cursor.logp.view(-1, width, v)).flatten(1)
-        score, index = grown.topk(min(2 * width, grown.shape[1]))
+        # each text has one end, so among twice as many at least `width` go on
+        score, index = grown.topk(2 * width)
         parent, token = index // v, index % v
         texts = torch.cat([_pick_rows(written, parent), token[:, :, None]], dim=2)
         ends = (token == eos) | (t + 1 == steps)
@@ -244,8 +245,7 @@ def beam(
         best[alive] = best[alive].maximum(top)
         if t + 1 == steps:
             break
-        order = score.masked_fill(ends, -torch.inf).topk(width).indices
-        total = score.masked_fill(ends, -torch.inf).gather(1, order)
+        total, order = score.masked_fill(ends, -torch.inf).topk(width)
         if cursor.only_falls:  # at best a total stays as it is and is divided by all steps
             going = total[:, 0] / steps**how.length_penalty > best[alive]
         else:

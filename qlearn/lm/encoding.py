@@ -44,7 +44,7 @@ class Encoded(NamedTuple):
 def begin_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The ids that a tokenizer puts in front of every text: [] for GPT-2, [<s>] for Llama."""
     alone, framed = _plain(tokenizer, ["a"])[0], tokenizer("a").input_ids
-    for start in range(len(framed) - len(alone) + 1):
+    for start in range(len(framed)):
         if framed[start : start + len(alone)] == alone:
             return framed[:start]
     return []

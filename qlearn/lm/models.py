@@ -133,7 +133,7 @@ def _check_body_and_head(model: PreTrainedModel, name: str) -> None:
     """
     ids = torch.tensor([[0, 1, 2, 3], [0, 1, 2, 0]], device=model.device)  # (2, 4)
     with torch.no_grad():
-        states = model.base_model(input_ids=ids, use_cache=False).last_hidden_state  # (2, 4, D)
+        states = model.base_model(input_ids=ids).last_hidden_state  # (2, 4, D)
         one, two = states[:, :3]
         if not torch.allclose(one, two, rtol=0, atol=1e-3 * states.abs().max().item()):
             raise InputError(
@@ -142,7 +142,7 @@ def _check_body_and_head(model: PreTrainedModel, name: str) -> None:
                 "after the other; use a causal language model."
             )
         direct = model.get_output_embeddings()(states)
-        if not torch.allclose(model(ids, use_cache=False).logits, direct, atol=1e-4):
+        if not torch.allclose(model(ids).logits, direct, atol=1e-4):
             raise InputError(
                 f"The model {name} changes its logits after the output head (a cap or a scale), "
                 "which qlearn does not support; use a model with a plain linear head."

@@ -132,7 +132,7 @@ def _object(pairs: list[tuple[str, object]]) -> dict:
 
 def _integer(digits: str) -> int | float:
     # Only a text is ever used; a number need not be exact to be refused, or ignored.
-    return int(digits) if len(digits) < LONGEST_INTEGER else float("inf")
+    return int(digits) if len(digits) <= LONGEST_INTEGER else float("inf")
 
 
 def _read_parquet(path: str) -> Iterator[tuple[int, Row]]:

@@ -1,8 +1,10 @@
 """Checkpoints that are not what they seem: weights missing, torn, wrapped, or of another model."""
 
 import json
+import os
 import re
 import shutil
+from glob import glob
 
 import pytest
 import torch
@@ -11,6 +13,8 @@ from transformers import AutoModelForSequenceClassification
 
 from qlearn import cli
 from qlearn.errors import InputError
+from qlearn.lm import model_files, pretrained
+from qlearn.lm.model_files import damaged_file, tokenizer_source
 from qlearn.lm.models import load_model, note_if_surprised
 from qlearn.lm.tokenizers import load_tokenizer
 from qlearn.train.reward import load_reward_model
@@ -237,3 +241,125 @@ def test_claim_a_tokenizer_that_is_not_the_models_is_noticed(saved, tokenizer, c
     assert "nats a token where an even guess has 5.4" in capsys.readouterr().out
     note_if_surprised(model, [([1], [6, 7, 8])], "tiny")
     assert capsys.readouterr().out == ""
+
+
+def test_claim_the_surprise_is_the_mean_of_sixteen_rows(saved, tokenizer, capsys):
+    """Nats over all their tokens: 15 of 64 and 3 of 0, so 53.3; what stands behind is not read."""
+    model = load_model(str(saved), tokenizer)
+    with torch.no_grad():  # logits 64 for token 5 and 0 for all others, after any prompt
+        model.base_model.final_layer_norm.weight.zero_()
+        model.base_model.final_layer_norm.bias.fill_(1.0)
+        model.get_output_embeddings().weight.zero_()
+        model.get_output_embeddings().weight[5] = 1.0
+    rows = [([1], [6])] * 13 + [([1, 2], [5])] * 2 + [([3], [6, 6, 5])]
+    for more in ([], [([1], [5] * 50)]):
+        note_if_surprised(model, rows + more, str(saved))
+        sentence = "finds the rows unlikely, 53.3 nats a token where an even guess has 5.4;"
+        assert sentence in capsys.readouterr().out
+    note_if_surprised(model, [], str(saved))
+    assert capsys.readouterr().out == ""
+
+
+class Command:
+    """A pickle that makes a directory when it is loaded."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+def test_bug_no_pickle_of_a_checkpoint_is_run_to_see_whether_it_is_whole(tmp_path):
+    torch.save({"w": torch.zeros(2)}, tmp_path / "pytorch_model.bin")
+    assert damaged_file(str(tmp_path)) is None
+    torch.save(Command(str(tmp_path / "made")), tmp_path / "pytorch_model.bin")
+    assert "torch cannot read it" in damaged_file(str(tmp_path))
+    assert not (tmp_path / "made").exists()
+    torch.load(tmp_path / "pytorch_model.bin", weights_only=False)
+    assert (tmp_path / "made").exists()  # it would have
+
+
+@pytest.mark.parametrize("pattern", ["{}.json", "model-{}.safetensors", "pytorch_model-{}.bin"])
+def test_claim_the_first_damaged_file_is_the_first_by_name(pattern, tmp_path, monkeypatch):
+    """Whatever order the file system lists them in."""
+    names = ("config", "tokenizer", "vocab") if ".json" in pattern else ("1", "2", "3")
+    for name in names:
+        (tmp_path / pattern.format(name)).write_text("")
+    first = str(tmp_path / pattern.format(names[0]))
+    for order in (sorted, lambda found: sorted(found, reverse=True)):
+        monkeypatch.setattr(model_files, "glob", lambda text, order=order: order(glob(text)))
+        with monkeypatch.context() as patch:
+            listed = [pattern.format(name) for name in order(names)]
+            patch.setattr(model_files.os, "listdir", lambda folder, listed=listed: listed)
+            assert damaged_file(str(tmp_path)).startswith(f"The file {first} ")
+
+
+def test_claim_a_config_may_name_the_base_whose_tokenizer_it_is(save_models, tmp_path, capsys):
+    """As transformers writes it; a shape's name, "tiny", is none."""
+    folder = save_models(tmp_path, base=1, tuned=2)
+    config = without_tokenizer(folder / "tuned") / "config.json"
+    settings = json.loads(config.read_text())
+    config.write_text(json.dumps(settings | {"_name_or_path": str(folder / "base")}))
+    assert tokenizer_source(str(folder / "tuned")) == str(folder / "base")
+    assert f"using that of {folder / 'base'} (from config.json)" in capsys.readouterr().out
+    config.write_text(json.dumps(settings | {"_name_or_path": "tiny"}))
+    with pytest.raises(InputError, match="holds no tokenizer"):
+        tokenizer_source(str(folder / "tuned"))
+
+
+# --- which sentence a checkpoint's names get -----------------------------------------------------
+
+
+def test_claim_a_wrapped_checkpoint_may_have_a_value_head_beside_it(saved, tokenizer, capsys):
+    """Its head is not under the wrapper's prefix, and the model is read all the same."""
+    expected = load_model(str(saved), tokenizer).state_dict()
+    head = {"v_head.summary.weight": torch.zeros(1, 64)}
+    rewrite(saved, lambda weights: renamed("module.")(weights) | head)
+    found = load_model(str(saved), tokenizer).state_dict()
+    assert all(torch.equal(found[name], x) for name, x in expected.items())
+    out = capsys.readouterr().out
+    assert "'module.' is left out" in out and "has a value head beside" in out
+
+
+def test_claim_a_whole_checkpoint_is_not_read_under_other_names(saved, tokenizer, capsys):
+    """A weight too many is named as it stands in the file, though it begins as a wrapper's do."""
+    rewrite(saved, lambda weights: weights | {"module.more": torch.zeros(1)})
+    with pytest.raises(InputError, match=r"has no place for, module\.more; leaving them out"):
+        load_model(str(saved), tokenizer)
+    assert capsys.readouterr().out == ""
+
+
+def test_claim_of_several_sizes_that_do_not_fit_the_first_by_name_is_told():
+    wrong = [("b.weight", (3,), (4,)), ("a.weight", (1, 2), (5, 6)), ("c", (1,), (2,))]
+    report = {"missing_keys": [], "unexpected_keys": [], "mismatched_keys": wrong}
+    sentence = r"a.weight has the sizes \(1, 2\) where the configuration asks for \(5, 6\)"
+    with pytest.raises(InputError, match=sentence):
+        pretrained._check_report(report, "x", "language model")
+
+
+@pytest.mark.parametrize(
+    ("keys", "names"),
+    [("a", "a"), ("abc", "a, b, c"), ("abcd", "a, b, c and 1 more"),
+     ("abcdef", "a, b, c and 3 more")],
+)  # fmt: skip
+def test_claim_three_names_are_shown_and_the_others_counted(keys, names):
+    assert pretrained._names(list(keys)) == names
+
+
+@pytest.mark.parametrize(
+    ("unexpected", "remedy"),
+    [
+        ([], "save the whole model, its head included, or pass another"),
+        (["a.x"], "save the whole model, its head included, or pass another"),
+        (["a.x", "b.y"], "save the whole model, its head included, or pass another"),
+        (["a.x", "v_head.w"], "save the whole model, its head included, or pass another"),
+        (["a.x", "a.y"], "under the prefix 'a', so save the model inside the wrapper"),
+        (["a.x", "a.y", "v_head.w"], "under the prefix 'a', so save the model inside the wrapper"),
+        (["a.x", "score.weight"], "so pass the language model it was trained from"),
+        (["a.x", "lm_head.weight"], "`qlearn reward` makes a reward model of it"),
+        (["a.x", "a.lora_A.weight"], "so merge it into its base and save that"),
+    ],
+)
+def test_claim_what_to_do_follows_from_the_names_that_are_there(unexpected, remedy):
+    assert remedy in pretrained._remedy(unexpected)

@@ -4,10 +4,11 @@ import json
 from types import SimpleNamespace
 
 import pytest
+from transformers import tokenization_utils_base
 
 from qlearn.errors import InputError
 from qlearn.lm.data import PREFERENCE_COLUMNS, begins_typed, boundary_merges, encode
-from qlearn.lm.encoding import RULE, begin_ids, encode_prompts
+from qlearn.lm.encoding import RULE, begin_ids, cut_at_seam, encode_prompts
 from qlearn.lm.tokenizers import load_tokenizer
 from qlearn.lm.worlds import WORLDS, World
 from tests import families
@@ -163,3 +164,33 @@ def test_claim_a_run_saved_under_the_old_rule_is_refused_where_the_rules_differ(
             load_tokenizer(str(tmp_path))
     (tmp_path / "summary.json").write_text(json.dumps({"encoding": RULE}))
     load_tokenizer(str(tmp_path))
+
+
+def test_claim_the_prompt_is_cut_to_what_every_whole_shares():
+    """The shortest common beginning counts, whichever completion has it; the rest goes along."""
+    for wholes in ([[1, 2, 3, 4], [1, 2, 7, 8]], [[1, 2, 7, 8], [1, 2, 3, 4]]):
+        rest = tuple(whole[2:] for whole in wholes)
+        assert cut_at_seam([1, 2, 3], wholes) == ([1, 2], rest, 1)
+    assert cut_at_seam([1, 2, 3], [[1, 2, 3, 4]]) == ([1, 2, 3], ([4],), 0)
+    assert cut_at_seam([1, 2, 3], []) == ([1, 2, 3], (), 0)
+
+
+def test_claim_prompts_of_text_and_of_messages_may_be_mixed():
+    """Messages are rendered up to where the answer begins; a text stays as it is."""
+    tokenizer = families.qwen()
+    rendered = "<|im_start|>user\nIs it late?<|im_end|>\n<|im_start|>assistant\n"
+    expected = [tokenizer(text).input_ids for text in ("Is it?", rendered, "No.")]
+    assert encode_prompts(tokenizer, ["Is it?", CHATS[0]["prompt"], "No."]) == expected
+
+
+def test_claim_transformers_warns_of_no_length(monkeypatch):
+    """What is too long has a fault of its own, with its row: no warning without one beside it."""
+    warned = []
+    logger = tokenization_utils_base.logger
+    monkeypatch.setattr(logger, "warning", lambda message, *_: warned.append(message))
+    tokenizer = families.gpt2()
+    tokenizer.model_max_length = 2
+    encode_prompts(tokenizer, ["Is it late? No."])
+    assert warned == []
+    tokenizer("Is it late? No.")
+    assert len(warned) == 1 and "longer than the specified maximum" in warned[0]

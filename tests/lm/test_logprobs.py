@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from qlearn.lm import logprobs
 from qlearn.lm.logprobs import collate, completion_logps, sum_logps
 from qlearn.lm.models import load_model
 
@@ -108,8 +109,8 @@ def test_claim_sums_come_back_in_order(model):
 
 
 def test_claim_empty_sides_are_refused():
-    for rows in ([], [([], [1])], [([1], [])]):
-        with pytest.raises((ValueError, RuntimeError)):
+    for rows in ([], [([], [1])], [([1], [])], [([1], [1]), ([], [1])], [([1], [1]), ([1], [])]):
+        with pytest.raises(ValueError, match="Each row needs at least one prompt token and one"):
             collate(rows)
 
 
@@ -126,3 +127,19 @@ def test_claim_models_with_other_bodies_work(tokenizer, tmp_path):
     llama = load_model(str(tmp_path), tokenizer)
     logp, _ = completion_logps(llama, collate(ROWS))
     assert torch.allclose(logp[1], plain_logps(llama, *ROWS[1]).float(), atol=1e-5)
+
+
+def test_claim_rows_are_scored_in_order_of_length(model, monkeypatch):
+    """Prompt and completion together: no batch pads more than the next one is long."""
+    rows = [([1] * p, [2] * c) for p, c in ((1, 9), (7, 1), (2, 2), (5, 1), (9, 3), (3, 8))]
+    batches = []
+
+    def spy(part, device):
+        batches.append(part)
+        return collate(part, device)
+
+    monkeypatch.setattr(logprobs, "collate", spy)
+    sum_logps(model, rows, batch_size=2)
+    assert [[(len(p), len(c)) for p, c in part] for part in batches] == [
+        [(2, 2), (5, 1)], [(7, 1), (1, 9)], [(3, 8), (9, 3)],
+    ]  # fmt: skip

@@ -1,6 +1,7 @@
 """Models and tokenizers: shapes, precision, what is refused."""
 
 import os
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,7 +9,13 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPTNeoXForCausalLM
 
 from qlearn.errors import InputError
-from qlearn.lm.models import SHAPES, config_of, explain_table_sizes, load_model
+from qlearn.lm.models import (
+    SHAPES,
+    _check_body_and_head,
+    config_of,
+    explain_table_sizes,
+    load_model,
+)
 from qlearn.lm.tokenizers import load_tokenizer
 from tests.families import FAMILIES
 
@@ -147,3 +154,50 @@ def test_claim_a_head_that_bends_its_logits_is_refused(tokenizer, tmp_path):
     Gemma2ForCausalLM(config).save_pretrained(tmp_path)
     with pytest.raises(InputError, match="plain linear head"):
         load_model(str(tmp_path), tokenizer)
+
+
+class Body:
+    """A model of given states (2, 4, D), with a linear head and logits of its own."""
+
+    config, device = SimpleNamespace(model_type="body"), "cpu"
+
+    def __init__(self, states, shift=0.0):
+        self.states, self.shift = states, shift
+        self.head = nn.Linear(states.shape[-1], 5, bias=False)
+        self.base_model = lambda input_ids, **how: SimpleNamespace(last_hidden_state=states)
+
+    def get_output_embeddings(self):
+        return self.head
+
+    def __call__(self, ids, **how):
+        return SimpleNamespace(logits=self.head(self.states) + self.shift)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 30.0])
+def test_claim_a_past_that_changes_by_rounding_is_causal_and_by_more_is_not(scale):
+    """The two rows differ in their last token; before it a thousandth of the states is rounding."""
+    states = torch.randn(1, 4, 8, generator=torch.Generator().manual_seed(0)).repeat(2, 1, 1)
+    states[:, 0, 0] = 0.0
+    states[:, 1, 1] = 10.0  # the largest of all
+    states *= scale
+    for share, refused in ((5e-4, False), (2e-3, True)):
+        other = states.clone()
+        other[1, 2] += share * 10 * scale
+        other[1, 3] -= 5 * scale  # the last token is another one
+        if refused:
+            with pytest.raises(InputError, match=r"The model x \(body\) is bidirectional"):
+                _check_body_and_head(Body(other), "x")
+        else:
+            _check_body_and_head(Body(other), "x")
+    with pytest.raises(InputError, match="plain linear head"):
+        _check_body_and_head(Body(states, shift=1e-2), "x")
+
+
+def test_claim_the_tiny_model_is_two_layers_of_wide_random_weights(tokenizer):
+    """Each table of weights has a standard deviation of 0.1, of Pythia's shapes 0.02."""
+    config = load_model("tiny", tokenizer).config
+    assert (config.num_hidden_layers, config.hidden_size, config.num_attention_heads) == (2, 64, 4)
+    assert (config.vocab_size, config.max_position_embeddings) == (len(tokenizer), 256)
+    for name, width in (("tiny", 0.1), ("random:pythia-14m", 0.02)):
+        table = load_model(name, tokenizer).get_input_embeddings().weight
+        assert abs(table.std().item() / width - 1) < 0.05

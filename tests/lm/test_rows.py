@@ -13,7 +13,7 @@ import pytest
 from qlearn import cli
 from qlearn.errors import InputError
 from qlearn.lm.data import PREFERENCE_COLUMNS, SFT_COLUMNS, encode
-from qlearn.lm.rows import read_rows
+from qlearn.lm.rows import LONGEST_INTEGER, read_rows
 from tests import families
 
 GOOD = {"prompt": "Is it late?", "chosen": " Yes!", "rejected": " No!"}
@@ -152,7 +152,8 @@ def test_claim_odd_values_of_parquet_go_into_quarantine(tmp_path):
     other = {"chosen": [" Yes!"] * 3, "rejected": [" No!"] * 3}
     rows = read_rows(parquet(tmp_path / "a.parquet", prompt=broken, **other), PREFERENCE_COLUMNS)
     examples, faults = encode(rows, PREFERENCE_COLUMNS, families.qwen(), 64)
-    assert [e.row for e in examples] == [1, 3] and "the row cannot be read" in faults[0].reason
+    assert [e.row for e in examples] == [1, 3] and [fault.row for fault in faults] == [2]
+    assert "the row cannot be read" in faults[0].reason
     rows = read_rows(
         parquet(tmp_path / "b.parquet", prompt=[b"a", None, b"c"], **other), PREFERENCE_COLUMNS
     )
@@ -282,3 +283,11 @@ def test_claim_messages_are_trained_on_and_inspected(write_jsonl, tmp_path, caps
         assert cli.main(argv) == 0
     out = capsys.readouterr().out
     assert "' all'" in out and "<|im_end|>" in out
+
+
+def test_claim_integers_are_read_up_to_the_length_that_python_reads(write_jsonl):
+    """A longer one is never used, so that infinity stands for it."""
+    digits = "1" * LONGEST_INTEGER
+    path = write_jsonl("rows.jsonl", [raw(id=digits), raw(id=digits + "1")])
+    longest, longer = (row["id"] for _, row in read_rows(path, PREFERENCE_COLUMNS))
+    assert longest == (10**LONGEST_INTEGER - 1) // 9 and longer == float("inf")

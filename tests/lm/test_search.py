@@ -1,6 +1,7 @@
 """Value-guided search and tree search on a tiny Pythia, against its likelihood and exact trees."""
 
 import math
+import random
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from qlearn.exact import search as exact
 from qlearn.exact import soft
 from qlearn.lm.cursor import Cursor, response_logps
 from qlearn.lm.decode import Decoding, decode
-from qlearn.lm.search import Guided, implied_forecast
+from qlearn.lm.search import Guided, Node, implied_forecast
 from qlearn.lm.tree import language_tree
 
 BETA, PROMPTS = 0.5, ["POST: I am a nurse in Oslo.", "TITLE: Is this a fair offer?", "POST:"]
@@ -189,3 +190,79 @@ def test_claim_tree_search_answers_prompts_together_as_alone(other, tokenizer, f
     for prompt, found in zip(PROMPTS, together, strict=True):
         (alone,) = decode(other, tokenizer, [prompt], how, forecast=forecast)
         assert alone.tokens == found.tokens and abs(alone.score - found.score) < 1e-4
+
+
+def test_claim_puct_selects_the_open_candidate_of_the_highest_score():
+    """π̂ + c · π_ref √(1 + Σ n)/(1 + n), against a table of it, with π̂ from a softmax."""
+    draws, chosen = random.Random(0), set()
+    for _ in range(400):
+        k = draws.randrange(2, 6)
+        log_ref = torch.tensor([draws.gauss(0, 1.5) for _ in range(k)]).double().log_softmax(0)
+        worth = torch.tensor([draws.gauss(0, 1) for _ in range(k)]).double()
+        done = [draws.random() < 0.2 for _ in range(k)]
+        done[draws.randrange(k)] = False
+        node = Node(([5], []), list(range(k)), log_ref.tolist(), worth.tolist(), done)
+        node.visits = [draws.randrange(6) for _ in range(k)]
+        visits = torch.tensor(node.visits).double()
+        beta, c = draws.choice([0.3, 1.0]), draws.choice([0.0, 0.5, 2.0])
+        score = (log_ref + worth / beta).softmax(0)
+        score += c * log_ref.exp() * (1 + visits.sum()).sqrt() / (1 + visits)
+        score[torch.tensor(done)] = -1.0
+        assert node.select(beta, c) == int(score.argmax())
+        chosen.add((c, int(score.argmax()) == int((log_ref + worth / beta).argmax())))
+    assert len(chosen) == 6  # the best candidate and another, at each exploration
+    equal = Node(([5], []), [7, 8], [math.log(0.5)] * 2, [0.0, 0.0], [False, False])
+    assert equal.select(1.0, 1.0) == 0  # the likelier one where two are equal
+
+
+def test_claim_a_nodes_value_and_policy_are_the_soft_bellman_equation():
+    """β log Σ π_ref exp(W/β) by hand; and where exp would overflow, by its limit."""
+    node = Node(([5], []), [7, 8], [math.log(0.25), math.log(0.75)], [1.0, 2.0], [False, False])
+    value = 0.5 * math.log(0.25 * math.exp(2) + 0.75 * math.exp(4))
+    assert node.value(0.5) == pytest.approx(value, abs=1e-12)
+    expected = [math.log(p) + (w - value) / 0.5 for p, w in ((0.25, 1.0), (0.75, 2.0))]
+    assert node.logp(0.5) == pytest.approx(expected, abs=1e-12)
+    steep = Node(([5], []), [7, 8], [math.log(0.5)] * 2, [-1e4, 1e4], [False, False])
+    assert steep.value(1.0) == pytest.approx(1e4 + math.log(0.5))
+
+
+def test_claim_each_simulation_looks_at_one_text(other, tokenizer):
+    """In the order of PUCT without exploration: the likeliest text that is not fully known."""
+    (prompt,) = (tokenizer(p).input_ids for p in PROMPTS[2:])
+
+    def best(text):
+        return other(torch.tensor([prompt + text])).logits[0, -1].topk(2).indices.tolist()
+
+    a, _ = best([])
+    aa, ab = best([a])
+    once = [[], [a], [a, aa]]  # before each token the text that it begins, and no other
+    expected = {1: once, 2: [*once, [a, ab]]}
+    for simulations in (1, 2):
+        looked = []
+
+        def forecast(rows, looked=looked):
+            looked.append(rows[0][1][:-1])
+            return torch.zeros(len(rows))
+
+        how = Decoding(decoder="mcts", max_new_tokens=3, candidates=2, exploration=0.0,
+                       simulations=simulations, beta=BETA)  # fmt: skip
+        (found,) = decode(other, tokenizer, PROMPTS[2:], how, forecast=forecast)
+        assert looked == expected[simulations] and found.tokens[:2] == [a, aa]
+
+
+def test_claim_worth_is_of_the_tokenizers_tokens_alone(model, other, tokenizer):
+    """Rows of a table that no token names take no part: W from full logits, cut by hand."""
+    prompt, n = tokenizer(PROMPTS[0]).input_ids, 100
+    forecast = implied_forecast(model, other, BETA, 0, n, batch_size=2)
+    rows = [(prompt, text) for text in ([], [9], [9, 4], [9, 4, 0])]
+    for (_, text), worth in zip(rows, forecast(rows).tolist(), strict=True):
+        ids = torch.tensor([prompt + text])
+        own, ref = (m(ids).logits[0, len(prompt) - 1 :, :n].double() for m in (model, other))
+        expected = 0.0
+        value = [BETA * x.logsumexp(0).item() for x in own]
+        if text[-1:] == [0]:
+            value[-1] = 0.0
+        for t, a in enumerate(text):
+            reward = BETA * (own[t, a] - ref[t].log_softmax(0)[a]).item() - value[t + 1]
+            expected += reward
+        assert abs(worth - expected - value[-1]) < 1e-4

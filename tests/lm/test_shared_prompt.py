@@ -157,6 +157,8 @@ def test_claim_bfloat16_bodies_are_close(rows):
 
 
 @pytest.mark.parametrize("rows", [[], [([], ([1], [2]))], [([1], ([1], []))],
+                                  [([1], ([1], [2])), ([], ([1], [2]))],
+                                  [([1], ([1], [2])), ([1], ([1], []))],
                                   [([1], ([1], [2])), ([1], ([1],))]])  # fmt: skip
 def test_claim_rows_without_tokens_or_of_unlike_number_are_refused(rows):
     with pytest.raises(ValueError, match=r"Each row needs|the same number of completions"):
@@ -196,3 +198,16 @@ def test_claim_the_head_keeps_double_precision_and_raises_half():
     model = build(OBEDIENT["llama"])
     assert head_logits(model, torch.zeros(1, 32, dtype=torch.bfloat16)).dtype == torch.float32
     assert head_logits(model, torch.zeros(1, 32, dtype=torch.float64)).dtype == torch.float64
+
+
+def test_claim_a_shared_pass_keeps_no_cache(rows):
+    model, outputs = build(OBEDIENT["llama"]), []
+    model.base_model.register_forward_hook(lambda *args: outputs.append(args[-1]))
+    shared_logps(model, collate_shared(rows))
+    assert outputs[0].past_key_values is None
+
+
+@pytest.mark.parametrize(("difference", "takes"), [(0.0, True), (1e-4, True), (1.1e-4, False)])
+def test_claim_a_ten_thousandth_of_a_nat_is_tolerated(difference, takes, monkeypatch):
+    monkeypatch.setattr(shared_prompt, "largest_difference", lambda model, rows: difference)
+    assert takes_shared_prompts(build(OBEDIENT["llama"])) == (takes, difference)

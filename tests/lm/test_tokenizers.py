@@ -3,11 +3,20 @@
 import json
 
 import pytest
-from tokenizers import Tokenizer
-from transformers import PreTrainedTokenizerFast
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from tokenizers.processors import TemplateProcessing
+from transformers import PreTrainedTokenizerFast, tokenization_utils_base
 
 from qlearn.errors import InputError
-from qlearn.lm.tokenizers import check_same_tokenizer, own_tokenizer
+from qlearn.lm.grammar import EOS, PAD
+from qlearn.lm.tokenizers import (
+    PROBE,
+    check_knows,
+    check_same_tokenizer,
+    first_difference,
+    own_tokenizer,
+)
+from qlearn.lm.worlds import World
 from tests import families
 from tests.families import FAMILIES
 
@@ -96,3 +105,81 @@ def test_claim_a_directory_without_a_tokenizer_takes_the_named_one(tmp_path):
     assert own_tokenizer("tiny", tokenizer, "reference", given=False) is tokenizer
     with pytest.raises(InputError, match="tokenizer"):
         own_tokenizer(str(tmp_path), tokenizer, "reference", given=False)
+
+
+def words_of(ids: dict[str, int], begin: str | None = None, normalizer=None, **special):
+    """A tokenizer of whole words with these ids, which may put a token in front of each text."""
+    inner = Tokenizer(models.WordLevel(ids, unk_token=special["unk_token"]))
+    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    if normalizer is not None:
+        inner.normalizer = normalizer
+    if begin:
+        marks = [(begin, ids[begin])]
+        inner.post_processor = TemplateProcessing(single=f"{begin} $A", special_tokens=marks)
+    return PreTrainedTokenizerFast(tokenizer_object=inner, **special)
+
+
+@pytest.mark.parametrize("which", [2, 100, -1])
+def test_claim_one_word_that_a_tokenizer_lacks_is_enough(which):
+    """The first of a world's words, the last, and one between."""
+    world = World("slots")
+    words = world.vocabulary()
+    special = dict(unk_token=PAD, eos_token=EOS)
+    check_knows(words_of({w: i for i, w in enumerate(words)}, **special), world)
+    lost = words.pop(which)
+    known = words_of({w: i for i, w in enumerate(words)}, **special)
+    sentence = f"does not know 1 words of the world slots, '{lost}' for one; .* --tokenizer slots"
+    with pytest.raises(InputError, match=sentence):
+        check_knows(known, world)
+
+
+def test_claim_a_token_in_front_of_each_text_is_no_unknown_word():
+    """GPT-2's end of text is its unknown word too, and some tokenizers begin each text with it."""
+    world = World("slots")
+    ids = {w: i for i, w in enumerate(world.vocabulary())}
+    check_knows(words_of(ids, begin=EOS, unk_token=EOS, eos_token=EOS), world)
+
+
+SPARSE = {EOS: 2, PAD: 3, "qq": 128, "zz": 1, "kk": 5}  # in a set these ids are not in order
+
+
+def test_claim_the_first_difference_is_that_of_the_least_id():
+    special = dict(unk_token=PAD, eos_token=EOS)
+    one, two = (words_of(SPARSE | x, **special) for x in ({}, {"qq": 1, "zz": 128}))
+    assert first_difference(one, two) == "token 1 is 'zz' in the one and 'qq' in the other"
+    both = [normalizers.Replace("qq", "kk"), normalizers.Replace("zz", "kk")]
+    two = words_of(SPARSE, normalizer=normalizers.Sequence(both), **special)
+    assert first_difference(one, two) == "the text 'zz' becomes zz in the one and kk in the other"
+
+
+def test_claim_the_end_that_only_one_adds_is_no_difference():
+    """Rows are encoded without it."""
+    assert first_difference(families.llama(), families.adds_end()) is None
+
+
+def test_claim_eight_tokens_of_a_text_are_shown(monkeypatch):
+    """Of each tokenizer, on the first text of the probe; and transformers warns of no length."""
+    warned = []
+    logger = tokenization_utils_base.logger
+    monkeypatch.setattr(logger, "warning", lambda message, *_: warned.append(message))
+    one = families.gpt2()
+    space = {"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True,
+                               "trim_offsets": True, "use_regex": True}}  # fmt: skip
+    two = changed(one, lambda inner: inner.update(space))
+    one.model_max_length = two.model_max_length = 4
+    difference = first_difference(one, two)
+    assert warned == []
+    text, _, shown = difference.partition(" becomes ")
+    left, right = shown.removesuffix(" in the other").split(" in the one and ")
+    assert text == 'the text "The nurse said: No! She\'s 31,415 days la"'
+    both = [x.convert_ids_to_tokens(x(PROBE[0]).input_ids) for x in (one, two)]
+    assert min(map(len, both)) > 8 and len(warned) == 2  # of the line above, one of each
+    assert [left.split(), right.split()] == [tokens[:8] for tokens in both]
+
+
+def test_claim_all_special_tokens_that_only_one_has_are_named_in_order(capsys):
+    plain, more = families.gpt2(), families.gpt2()
+    extra = [f"<{letter}>" for letter in "gcafbed"]
+    more.add_special_tokens({"additional_special_tokens": extra})
+    check_same_tokenizer(plain, more, "reference")
+    assert "special token <a>, <b>, <c>, <d>, <e>, <f>, <g>; no row" in capsys.readouterr().out

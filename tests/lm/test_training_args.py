@@ -8,7 +8,7 @@ import zipfile
 import pytest
 import torch
 
-from qlearn.lm.training_args import read_training_args
+from qlearn.lm.training_args import describe, read_training_args
 
 
 class DPOConfig:
@@ -68,3 +68,18 @@ def test_bug_torn_and_swollen_files_are_refused(tmp_path):
     for pickled in (b"", b".", b"garbage", pickle.dumps([1]), pickle.dumps("text")):
         with pytest.raises(ValueError, match=r"not a readable|does not hold the settings"):
             read_training_args(pack(tmp_path / "odd.bin", pickled))
+
+
+@pytest.mark.parametrize(
+    "pickled",
+    [b"\x85.",  # TUPLE1 of nothing
+     b"K\x01\x86.",  # TUPLE2 of one number
+     b"(\x85.",  # TUPLE1 of a mark
+     b"(K\x01\x86.",  # TUPLE2 of a mark and a number
+     b"K\x01(\x86."],
+)  # fmt: skip
+def test_claim_values_that_the_stack_does_not_hold_are_refused(pickled):
+    """Too few of them, or a mark among them."""
+    with pytest.raises(ValueError, match="The stack is too short"):
+        describe(pickled)
+    assert describe(b"K\x01K\x02\x86.") == (1, 2) and describe(b"(K\x01\x85t.") == ((1,),)

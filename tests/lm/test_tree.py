@@ -114,3 +114,17 @@ def test_claim_bad_sizes_are_named(model, other):
     for top_k, horizon in ((0, 2), (10_000, 2), (3, 0)):
         with pytest.raises(InputError, match="top_k must lie in"):
             language_tree(model, other, [5], top_k=top_k, horizon=horizon, eos=0)
+
+
+@pytest.mark.parametrize("top_k", [1, 224])
+def test_claim_a_state_may_have_one_token_or_all(model, other, top_k):
+    """One is certain; all have the network's own probabilities. No pass keeps a cache."""
+    outputs = []
+    model.base_model.register_forward_hook(lambda *args: outputs.append(args[-1]))
+    tree = language_tree(model, other, [5, 6, 7], top_k=top_k, horizon=1, eos=0)
+    ref, own = (m(torch.tensor([[5, 6, 7]])).logits[0, -1].double() for m in (other, model))
+    token = ref.argsort(descending=True)[:top_k]
+    assert tree.token[0].tolist() == [token.tolist()]
+    for found, logits in ((tree.log_ref, ref), (tree.logp, own)):
+        assert torch.allclose(found[0][0], logits[token].log_softmax(-1), atol=1e-5)
+    assert outputs[0].past_key_values is None

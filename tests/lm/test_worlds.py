@@ -12,7 +12,7 @@ import torch
 from scipy.stats import rankdata
 
 from qlearn.errors import InputError
-from qlearn.lm import slots, trips
+from qlearn.lm import slots, trips, worlds
 from qlearn.lm.models import load_model
 from qlearn.lm.tokenizers import check_knows, default_tokenizer, load_tokenizer
 from qlearn.lm.worlds import (
@@ -179,6 +179,7 @@ def test_claim_labels_are_bradley_terry_on_the_true_reward(name):
     first, second = ([as_text(world.write(p, rng)) for p in posts] for _ in range(2))
     rows = world.label(posts, first, second, seed=1)
     assert rows == world.label(posts, first, second, seed=1)
+    assert rows != world.label(posts, first, second, seed=2)
     gaps = torch.tensor([
         world.reward(p, as_words(a)) - world.reward(p, as_words(b))
         for p, a, b in zip(posts, first, second, strict=True)
@@ -400,3 +401,55 @@ def test_claim_auroc_of_this_file_is_the_usual_one():
     ranks, n = rankdata(scores), sum(wrong)
     usual = (ranks[torch.tensor(wrong).numpy()].sum() - n * (n + 1) / 2) / (n * (60 - n))
     assert auroc(scores, [1.0] * 60, wrong) == pytest.approx(usual)
+
+
+@every
+def test_claim_one_step_is_the_squared_distance_of_a_word_from_the_writers(name):
+    """‖e_a − π_ref(·|s)‖² over the words of each state, and log π_ref, reward and kind beside."""
+    world = World(name)
+    post = world.posts(1, "one step")[0]
+    line = world.write(post, random.Random(2))
+    path = world.parse(post, line)
+    states = zip(_states(world, path), path, world.explain(post, line, BETA), strict=True)
+    for before, edge, row in states:
+        edges = world.edges(*before)
+        distance = sum(((e is edge) - e.prob) ** 2 for e in edges)
+        assert row["one_step"] == pytest.approx(distance, abs=1e-12)
+        assert row["logp_ref"] == pytest.approx(math.log(edge.prob), abs=1e-12)
+        assert (row["reward"], row["kind"], row["wrong"]) == (edge.reward, edge.kind, edge.wrong)
+
+
+def test_claim_pairs_are_drawn_with_room_and_with_seeds_of_their_own(monkeypatch):
+    """Four tokens more than the writers need; as many samples and labels as names of a draw."""
+    asked, labels, label = [], [], World.label
+
+    def write(model, tokenizer, prompts, *, max_new_tokens, seed):
+        asked.append((prompts, max_new_tokens, seed))
+        return [f" line {i}" for i in range(len(prompts))]
+
+    def spy(world, posts, first, second, seed):
+        labels.append((first, second, seed))
+        return label(world, posts, first, second, seed)
+
+    monkeypatch.setattr(worlds, "sample", write)
+    monkeypatch.setattr(World, "label", spy)
+    for name in range(12):
+        draw_pairs(World("slots"), None, None, 3, name)
+        prompts = [post.prompt for post in World("slots").posts(3, f"pairs {name}")]
+        assert asked[-1][:2] == ([p for p in prompts for _ in range(2)], LONGEST + 4)
+        assert labels[-1][:2] == ([" line 0", " line 2", " line 4"],
+                                  [" line 1", " line 3", " line 5"])  # fmt: skip
+    for seeds in ({seed for *_, seed in asked}, {seed for *_, seed in labels}):
+        assert len(seeds) == 12 and max(seeds) > 2**16
+
+
+@pytest.mark.parametrize(("tone", "agrees"), [(1, slice(0, 8)), (2, slice(8, 16))])
+def test_claim_a_verb_pays_where_its_tone_is_the_openings(tone, agrees):
+    """What the state remembers is the tone: 1 for the hopeful half of a list, 2 for the other."""
+    openings = slots.edges("xor", "opening", 0)
+    assert [edge.memory for edge in openings] == [1] * 12 + [2] * 12
+    verbs = slots.edges("xor", "verb", tone)
+    assert [edge.word.text for edge in verbs] == slots.VERBS
+    for i, edge in enumerate(verbs):
+        pays = 0.8 if i in range(*agrees.indices(16)) else -0.8
+        assert edge.reward == pays and edge.memory == 0
