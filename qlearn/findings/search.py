@@ -17,6 +17,7 @@ from qlearn.errors import InputError
 from qlearn.findings.objective import objective_of
 from qlearn.findings.proxy import tilted
 from qlearn.lm.cursor import Policy, parts, response_logps
+from qlearn.lm.data import fault_of
 from qlearn.lm.decode import SETTINGS, Decoding, decode
 from qlearn.lm.encoding import encode_prompts
 from qlearn.lm.logprobs import Row
@@ -29,7 +30,6 @@ from qlearn.options import (
     LARGEST_SEED,
     check_output,
     check_ranges,
-    check_text,
     option,
     required,
     write_text,
@@ -76,7 +76,7 @@ class SearchConfig(Decoding):
     def __post_init__(self):
         check_ranges(self)
         super().__post_init__()
-        check_output("--output", self.output)
+        check_output("--output", self.output, self.data)
         if (self.tuned is None) != (self.untuned is None):
             raise InputError("Pass both --tuned and --untuned, or neither.")
 
@@ -145,11 +145,13 @@ def load_prompts(config: SearchConfig) -> tuple[list[str], list[Post]]:
         return [post.prompt for post in posts], posts
     rows = read_rows(config.data, ("prompt",))[: config.max_prompts]
     for number, row in rows:
-        if not (isinstance(row, dict) and isinstance(row.get("prompt"), str) and row["prompt"]):
+        reason = fault_of(row, ("prompt",))
+        if reason is None and isinstance(row["prompt"], list):
+            reason = "prompt is a list of messages, and search continues texts only"
+        if reason:
             raise InputError(
-                f"{config.data}, row {number}: the prompt is missing or not text; give it one."
+                f"{config.data}, row {number}: {reason}; mend the row or leave it out."
             )
-        check_text(f"{config.data}, row {number}: the prompt", row["prompt"])
     return [row["prompt"] for _, row in rows], []
 
 

@@ -61,13 +61,14 @@ class InspectConfig:
 
     def __post_init__(self):
         check_ranges(self)
-        if (self.data is None) == (self.prompt is None or self.response is None):
+        typed = [text is not None for text in (self.prompt, self.response)]
+        if typed != [self.data is None] * 2 or (self.data is None and self.row != 1):
             raise InputError("Pass either --prompt and --response, or --data (and --row).")
         for flag, text in (("--prompt", self.prompt), ("--response", self.response)):
             check_text(flag, text or "")
-        check_output("--html", self.html)
+        check_output("--html", self.html, self.data)
         if self.json not in (None, "-"):
-            check_output("--json", self.json)
+            check_output("--json", self.json, self.data, self.html)
 
 
 def run(config: InspectConfig) -> None:

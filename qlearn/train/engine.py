@@ -28,7 +28,7 @@ from qlearn.lm.encoding import RULE
 from qlearn.lm.rows import read_rows
 from qlearn.lm.tokenizers import check_knows
 from qlearn.lm.worlds import WORLDS, World
-from qlearn.options import LARGEST_SEED, check_ranges, option, required
+from qlearn.options import LARGEST_SEED, check_ranges, check_text, option, required, same_place
 
 PATIENCE = 3  # steps in a row that may be skipped for a loss or gradient that is not finite
 TIMING_KEYS = (
@@ -359,10 +359,19 @@ RUN_FILES = ("metrics.jsonl", "quarantine.jsonl", "qlearn.yaml", "summary.json",
 def open_output(config: TrainingConfig) -> None:
     """Makes output_dir and writes the resolved configuration, qlearn.yaml, into it.
 
-    Raises: InputError where the directory holds a run and `overwrite` is not set, or cannot be
-    written.
+    Raises: InputError where the directory holds a run and `overwrite` is not set, cannot be
+    written, or is read by this very run: `overwrite` would delete it first.
     """
     path = config.output_dir
+    check_text("--output-dir", path)
+    written = [path, *(os.path.join(path, name) for name in RUN_FILES)]
+    for name in ("model", "reference", "reward", "tokenizer", "data", "eval_data"):
+        source = getattr(config, name, None)
+        if any(same_place(place, source) for place in written):
+            raise InputError(
+                f"{source} is the {name} that this run reads, and the run would write over it; "
+                "choose another --output-dir."
+            )
     there = [name for name in RUN_FILES if os.path.exists(os.path.join(path, name))]
     if there and not config.overwrite:
         raise InputError(
