@@ -11,6 +11,7 @@ from dataclasses import field, fields
 from qlearn.errors import InputError
 
 LARGEST_SEED = 10**18  # what torch, numpy and random all take
+BETAS = {"above": 1e-20, "below": 1e20}  # whose products with nats float32 holds
 
 
 def option(

@@ -27,6 +27,7 @@ from qlearn.lm.search import Forecast, implied_forecast
 from qlearn.lm.tokenizers import load_tokenizer, own_tokenizer
 from qlearn.lm.worlds import UNREADABLE, WORLDS, Post, World
 from qlearn.options import (
+    BETAS,
     LARGEST_SEED,
     check_output,
     check_ranges,
@@ -57,7 +58,7 @@ class SearchConfig(Decoding):
         None,
         "guided, mcts: the price of a nat of distance from the policy; default: the guide's own, "
         f"as its qlearn.yaml or training_args.bin says, and {WORLD_BETA} for a world's truth",
-        above=0,
+        **BETAS,
     )
     reference: str | None = option(None, "adds log_ratio, log π/π_ref of this model, to each line")
     guide: str | None = option(

@@ -37,8 +37,7 @@ def from_pretrained(loader, name: str, what: str, **options):
     Raises: InputError where neither a directory nor the hub has it, naming a file that is damaged.
     """
     if os.path.isfile(name):
-        folder = os.path.dirname(name) or "."
-        raise InputError(f"{name} is a file; pass the directory that holds the {what}, {folder}.")
+        raise InputError(f"{name} is a file; pass the directory in which the {what} is.")
     reached = os.path.isdir(name) or hub.can_be_reached()
     try:
         return loader.from_pretrained(name, **options)

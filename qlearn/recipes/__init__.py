@@ -32,7 +32,7 @@ def read(recipe: str, config: type) -> dict:
         path = recipe
     else:
         raise InputError(
-            f"There is no recipe {recipe}: it is neither a file nor one of {', '.join(names())}."
+            f"There is no recipe {recipe!r}: it is neither a file nor one of {', '.join(names())}."
         )
     valid = [f.name for f in fields(config)]
     settings = {}

@@ -30,6 +30,7 @@ from qlearn.lm.tokenizers import check_knows
 from qlearn.lm.worlds import WORLDS, World
 from qlearn.options import LARGEST_SEED, check_ranges, check_text, option, required, same_place
 
+HELD_OUT = " (held out)"  # behind the name of a file, for the part that is not trained on
 PATIENCE = 3  # steps in a row that may be skipped for a loss or gradient that is not finite
 TIMING_KEYS = (
     "seconds",
@@ -167,7 +168,7 @@ def load_examples(
         held_out, name = read_rows(config.eval_data, columns), config.eval_data
     else:
         rows, held_out = split_rows(rows, config.eval_fraction, config.seed)
-        name = f"{config.data} (held out)"
+        name = config.data + HELD_OUT
     if not held_out:
         raise InputError("No row is held out; pass --eval-data or a larger --eval-fraction.")
     return tuple(
@@ -197,7 +198,8 @@ def usable(
             f"note: {len(typed)} prompts of {source} begin with a typed {tokenizer.bos_token}; it "
             "counts once."
         )
-    data_module.check_quarantine(faults, len(rows), config.max_quarantine, source)
+    file = source.removesuffix(HELD_OUT)
+    data_module.check_quarantine(faults, len(rows), config.max_quarantine, file)
     return examples
 
 
@@ -227,7 +229,8 @@ def n_updates(n_rows: int, config: TrainingConfig) -> int:
     """How many updates a run makes; an epoch's last batch may be smaller and is not dropped."""
     if n_rows == 0:
         raise InputError(
-            "There are no rows to train on; look at the file with `qlearn data check`."
+            "There are no rows to train on; lower --eval-fraction, or look at the file with "
+            "`qlearn data check`."
         )
     rows = config.per_device_train_batch_size * config.gradient_accumulation_steps
     return config.max_steps or config.num_train_epochs * math.ceil(n_rows / rows)
@@ -423,7 +426,15 @@ def save(
 
     The tokenizer is written as it came in; summary.json also names the rule by which rows became
     ids, because weights are of use only with the rule they were trained by.
+
+    Raises: RunStopped, and saves nothing, where training has left numbers that are not finite.
     """
+    for name, value in summary.get("after", {}).items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise RunStopped(
+                f"Stopped: after training {name} is {value}, so the model is not saved; lower "
+                "--learning-rate."
+            )
     model.save_pretrained(output_dir)
     tokenizer.save_pretrained(output_dir)
     with open(os.path.join(output_dir, "summary.json"), "w", encoding="utf-8") as file:
