@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from qlearn import cli
+from qlearn.lm.decode import text_after
 from tests import families
 
 PAIR = {"prompt": "Question: is it late?", "chosen": " Yes, it is late!", "rejected": " No! No."}
@@ -90,6 +91,18 @@ def test_bug_generated_text_keeps_its_exclamation_marks(models, pairs, capsys, t
             "--decoder", "greedy", "--max-new-tokens", "5")  # fmt: skip
     rows = [json.loads(line) for line in answers.read_text().splitlines()]
     assert [row["text"] for row in rows] == ["!" * 5] * 10
+
+
+@pytest.mark.parametrize("family", ["gpt2", "qwen", "llama3", "llama", "gemma"])
+@pytest.mark.parametrize("response", [" No! Not late.", "!", " Be torn.  Is it? ", ""])
+def test_bug_a_generated_text_keeps_its_spaces(family, response):
+    """Stripped and given a space of its own, once; a decoder alone drops the first space."""
+    tokenizer = families.FAMILIES[family]()
+    prompt = tokenizer("Is it late?").input_ids
+    whole = tokenizer("Is it late?" + response).input_ids
+    assert whole[: len(prompt)] == prompt
+    tokens = [*whole[len(prompt) :], tokenizer.eos_token_id]
+    assert text_after(tokenizer, prompt, tokens) == response
 
 
 # --- checkpoints -------------------------------------------------------------------------------
