@@ -158,10 +158,14 @@ def text_after(
 
     A decoder may drop the first space of a text, so it is asked with the prompt in front.
     """
-    plain = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
-    before = tokenizer.decode(list(prompt), **plain)
-    whole = tokenizer.decode([*prompt, *tokens], **plain)
-    return whole[len(before) :] if whole.startswith(before) else tokenizer.decode(tokens, **plain)
+
+    def plain(ids: Sequence[int]) -> str:
+        return tokenizer.decode(
+            list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+
+    before, whole = plain(prompt), plain([*prompt, *tokens])
+    return whole[len(before) :] if whole.startswith(before) else plain(tokens)
 
 
 def sample(
