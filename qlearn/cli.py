@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def dispatch(argv: list[str]) -> int:
-    """The exit code of one command. argparse ends --help and a bad flag with SystemExit."""
+    """The exit code of one command."""
     width = max(map(len, COMMANDS))
     lines = "\n".join(f"  qlearn {c:{width}}  {text}" for c, (_, _, text) in COMMANDS.items())
     overview = OVERVIEW.format(commands=lines)
@@ -69,6 +69,8 @@ def dispatch(argv: list[str]) -> int:
     try:
         module, config = load(command)
         module.run(parse(command, config, flags))
+    except SystemExit as end:  # argparse's, after --help
+        return end.code
     except InputError as error:
         print(f"qlearn {command}: {error}", file=sys.stderr)
         return 2
@@ -159,14 +161,20 @@ def load(command: str):
 def parse(command: str, config: type, argv: list[str]):
     """The configuration from a recipe (`--config`) and flags, which override it.
 
-    Raises: InputError for a recipe that cannot be read or has an unknown key. SystemExit 2, with
-    argparse's sentence, for an unknown or malformed flag.
+    Raises: InputError for a recipe that cannot be read or has an unknown key, and for an unknown
+    or malformed flag. SystemExit 0 after --help.
     """
     from transformers.hf_argparser import HfArgumentParser
+
+    recipe, given = None, []
 
     class Flags(HfArgumentParser):
         def add_argument(self, *names, range=None, **how):  # it passes on all metadata of a field
             return super().add_argument(*names, **how)
+
+        def error(self, message):
+            where = f" (flags and {recipe} together)" if recipe else ""
+            raise InputError(f"{message}{where}; qlearn {command} --help lists the flags.")
 
     parser = Flags(
         config,
@@ -180,12 +188,12 @@ def parse(command: str, config: type, argv: list[str]):
         metavar="RECIPE",
         help=f"a YAML file with any of these flags, or one of {', '.join(recipes.names())}",
     )
-    first = argparse.ArgumentParser(f"qlearn {command}", add_help=False, allow_abbrev=False)
+    first = Flags((), add_help=False, allow_abbrev=False)
     first.add_argument("--config")
     recipe = first.parse_known_args(argv)[0].config
-    given = []
-    for name, value in (recipes.read(recipe, config) if recipe else {}).items():
-        given += [f"--{name}", str(value)]
+    if recipe is not None:
+        settings = recipes.read(recipe, config)
+        given = [f"--{name}={value}" for name, value in settings.items()]
     given += argv  # argparse keeps the last value, so a flag overrides the recipe
     namespace = vars(parser.parse_args(given))
     namespace.pop("config")

@@ -11,6 +11,7 @@ from dataclasses import field, fields
 from qlearn.errors import InputError
 
 LARGEST_SEED = 10**18  # what torch, numpy and random all take
+BETAS = {"above": 1e-20, "below": 1e20}  # whose products with nats float32 holds
 
 
 def option(
@@ -86,13 +87,22 @@ def check_text(what: str, text: str) -> None:
         ) from error
 
 
-def check_output(flag: str, path: str) -> None:
+def same_place(path: str, other: str | None) -> bool:
+    """Whether two paths lead to one file or directory, through links too; None leads nowhere."""
+    return other is not None and os.path.realpath(path) == os.path.realpath(other)
+
+
+def check_output(flag: str, path: str, *others: str | None) -> None:
     """Raises InputError where no file can be written at `path`: asked before the work, not after.
 
-    `flag` is the one to change, as `--html`.
+    `flag` is the one to change, as `--html`. `others` are the files that are read, or written too.
     """
     folder = os.path.dirname(path) or "."
-    if os.path.isdir(path):
+    if not path:
+        raise InputError(f"{flag} is empty; name a file, or leave it out.")
+    if any(same_place(path, other) for other in others):
+        problem = "another flag names the same file"
+    elif os.path.isdir(path):
         problem = "it is a directory"
     elif not os.path.isdir(folder):
         problem = f"there is no directory {folder}"

@@ -18,7 +18,7 @@ from qlearn.exact.check import check_beta, check_number
 from qlearn.findings.objective import objective_of
 from qlearn.findings.run_log import find_log, is_finite, kind, read_metrics
 from qlearn.lm.logprobs import Row, collate, completion_logits
-from qlearn.options import check_ranges, option, required
+from qlearn.options import BETAS, check_ranges, option, required
 
 REWARDS = ("rewards/chosen", "rewards/rejected")  # TRL's names, and ours
 TOO_FAR = 2.0  # a fall of this many times what the margin accounts for
@@ -229,7 +229,7 @@ class DiagnoseConfig:
         "a DPO run: ours (metrics.jsonl) or TRL's (trainer_state.json), the directory or the file"
     )
     beta: float | None = option(
-        None, "the run's beta; default: as its qlearn.yaml or training_args.bin says", above=0
+        None, "the run's beta; default: as its qlearn.yaml or training_args.bin says", **BETAS
     )
     nll_before: float | None = option(
         None,

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from qlearn import recipes
 from qlearn.errors import InputError
 from qlearn.lm.training_args import read_training_args
+from qlearn.options import BETAS
 
 OURS, TRLS = "qlearn.yaml", "training_args.bin"
 
@@ -125,7 +126,7 @@ def _objective(path: str, settings: dict, loss: str) -> Objective:
         loss = ", ".join(changed)
         problem = f"{path} says {loss}, which is not DPO's plain sigmoid loss"
     elif not _is_positive(beta):
-        problem = f"{path} says beta {_brief(beta)}, which is not a positive number"
+        problem = f"{path} says beta {_brief(beta)}, not a positive number of ordinary size"
     else:
         problem = ""
     beta = float(beta) if _is_positive(beta) else None
@@ -140,7 +141,7 @@ def _is_one_of(value, plain: tuple) -> bool:
 
 def _is_positive(beta) -> bool:
     number = isinstance(beta, (int, float)) and not isinstance(beta, bool)
-    return number and 0 < beta < 1e300
+    return number and BETAS["above"] < beta < BETAS["below"]
 
 
 def _brief(value) -> str:

@@ -22,6 +22,8 @@ def read_metrics(run: str) -> list[dict]:
 def find_log(run: str) -> Path:
     """The log of a run: the file itself, ours, or that of TRL's checkpoint with the most steps."""
     root = Path(run)
+    if not run:
+        raise InputError("The run's directory is an empty name; pass a run's directory or its log.")
     if root.is_file():
         return root
     if not root.is_dir():

@@ -17,6 +17,7 @@ from qlearn.errors import InputError
 from qlearn.findings.objective import objective_of
 from qlearn.findings.proxy import tilted
 from qlearn.lm.cursor import Policy, parts, response_logps
+from qlearn.lm.data import fault_of
 from qlearn.lm.decode import SETTINGS, Decoding, decode
 from qlearn.lm.encoding import encode_prompts
 from qlearn.lm.logprobs import Row
@@ -26,10 +27,10 @@ from qlearn.lm.search import Forecast, implied_forecast
 from qlearn.lm.tokenizers import load_tokenizer, own_tokenizer
 from qlearn.lm.worlds import UNREADABLE, WORLDS, Post, World
 from qlearn.options import (
+    BETAS,
     LARGEST_SEED,
     check_output,
     check_ranges,
-    check_text,
     option,
     required,
     write_text,
@@ -57,7 +58,7 @@ class SearchConfig(Decoding):
         None,
         "guided, mcts: the price of a nat of distance from the policy; default: the guide's own, "
         f"as its qlearn.yaml or training_args.bin says, and {WORLD_BETA} for a world's truth",
-        above=0,
+        **BETAS,
     )
     reference: str | None = option(None, "adds log_ratio, log π/π_ref of this model, to each line")
     guide: str | None = option(
@@ -76,7 +77,7 @@ class SearchConfig(Decoding):
     def __post_init__(self):
         check_ranges(self)
         super().__post_init__()
-        check_output("--output", self.output)
+        check_output("--output", self.output, self.data)
         if (self.tuned is None) != (self.untuned is None):
             raise InputError("Pass both --tuned and --untuned, or neither.")
 
@@ -145,11 +146,13 @@ def load_prompts(config: SearchConfig) -> tuple[list[str], list[Post]]:
         return [post.prompt for post in posts], posts
     rows = read_rows(config.data, ("prompt",))[: config.max_prompts]
     for number, row in rows:
-        if not (isinstance(row, dict) and isinstance(row.get("prompt"), str) and row["prompt"]):
+        reason = fault_of(row, ("prompt",))
+        if reason is None and isinstance(row["prompt"], list):
+            reason = "prompt is a list of messages, and search continues texts only"
+        if reason:
             raise InputError(
-                f"{config.data}, row {number}: the prompt is missing or not text; give it one."
+                f"{config.data}, row {number}: {reason}; mend the row or leave it out."
             )
-        check_text(f"{config.data}, row {number}: the prompt", row["prompt"])
     return [row["prompt"] for _, row in rows], []
 
 

@@ -146,10 +146,26 @@ def decode(
     responses = []
     for i, prompt in enumerate(ids):
         tokens, score = found[i]
-        text = tokenizer.decode(tokens, skip_special_tokens=True).strip()
-        text = " " + text if text else ""
+        text = text_after(tokenizer, prompt, tokens)
         responses.append(Decoded(text, prompt, tokens, score, ended=tokens[-1] == eos))
     return responses
+
+
+def text_after(
+    tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int], tokens: Sequence[int]
+) -> str:
+    """What a response adds to its prompt's text, with its spaces and line breaks, without the end.
+
+    A decoder may drop the first space of a text, so it is asked with the prompt in front.
+    """
+
+    def plain(ids: Sequence[int]) -> str:
+        return tokenizer.decode(
+            list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+
+    before, whole = plain(prompt), plain([*prompt, *tokens])
+    return whole[len(before) :] if whole.startswith(before) else plain(tokens)
 
 
 def sample(

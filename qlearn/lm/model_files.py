@@ -29,9 +29,11 @@ def damaged_file(folder: str) -> str | None:
     for path in (os.path.join(folder, name) for name in names):
         try:
             with open(path, encoding="utf-8") as file:
-                json.load(file)
+                content = json.load(file)
         except (OSError, ValueError):
             return f"The file {path} is torn or empty: it is not JSON"
+        if not isinstance(content, dict):
+            return f"The file {path} is damaged: it holds no JSON object"
     for path in sorted(glob(os.path.join(folder, "*.safetensors"))):
         problem = _damaged_safetensors(path)
         if problem:

@@ -36,6 +36,8 @@ def from_pretrained(loader, name: str, what: str, **options):
 
     Raises: InputError where neither a directory nor the hub has it, naming a file that is damaged.
     """
+    if os.path.isfile(name):
+        raise InputError(f"{name} is a file; pass the directory in which the {what} is.")
     reached = os.path.isdir(name) or hub.can_be_reached()
     try:
         return loader.from_pretrained(name, **options)
@@ -62,8 +64,8 @@ def load_weights(loader, name: str, what: str, dtype: torch.dtype) -> PreTrained
     are computed today are not missed, and a value head beside a complete language model is ignored
     with a note.
 
-    Raises: InputError for weights that are missing, of another size, or that the model has no place
-    for; for an adapter without its library; and as `from_pretrained`.
+    Raises: InputError for weights that are missing, of another size, not finite, or that the model
+    has no place for; for an adapter without its library; and as `from_pretrained`.
     """
     _check_adapter(name)
     _check_decoder(name)
@@ -76,6 +78,12 @@ def load_weights(loader, name: str, what: str, dtype: torch.dtype) -> PreTrained
                 print(f"note: {name} was saved through {wrapper}; its {prefix!r} is left out.")
                 model, report = from_pretrained(loader, name, what, key_mapping=renamed, **options)
     _check_report(report, name, what)
+    for key, weight in model.named_parameters():
+        if not weight.isfinite().all():
+            raise InputError(
+                f"The checkpoint {name} is spoilt: its weight {key} holds NaN or infinity; pass an "
+                "earlier checkpoint of that run."
+            )
     return model
 
 

@@ -30,6 +30,8 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """
     if name in {grammar.name for grammar in GRAMMARS.values()}:
         return world_tokenizer(World(name))
+    if is_shape(name):
+        raise InputError(f"The model {name} has no tokenizer of its own; pass --tokenizer.")
     folder, name = name, tokenizer_source(name)
     lone = os.path.join(name, "tokenizer.json")
     if os.path.isfile(lone) and not os.path.isfile(os.path.join(name, "tokenizer_config.json")):

@@ -32,7 +32,7 @@ def read(recipe: str, config: type) -> dict:
         path = recipe
     else:
         raise InputError(
-            f"There is no recipe {recipe}: it is neither a file nor one of {', '.join(names())}."
+            f"There is no recipe {recipe!r}: it is neither a file nor one of {', '.join(names())}."
         )
     valid = [f.name for f in fields(config)]
     settings = {}
@@ -41,6 +41,8 @@ def read(recipe: str, config: type) -> dict:
         if name not in valid:
             (near,) = difflib.get_close_matches(name, valid, n=1, cutoff=0.0)
             raise InputError(f"{recipe}: unknown key {key!r}; the nearest valid key is {near!r}.")
+        if name in settings:
+            raise InputError(f"{recipe} sets {name} twice; leave one of them out.")
         if isinstance(value, (dict, list, set)):
             raise InputError(
                 f"{recipe}: {key} holds a {type(value).__name__}; write one value behind it."
@@ -53,12 +55,14 @@ def read(recipe: str, config: type) -> dict:
 def read_yaml(path: str) -> dict:
     """The `key: value` lines of a YAML file.
 
-    Raises: InputError for a file that cannot be read, is not UTF-8 or not YAML, or holds no such
-    lines.
+    Raises: InputError for a file that cannot be read, is not UTF-8 or not YAML, holds no such lines
+    or sets a key twice.
     """
     try:
         with open(path, encoding="utf-8-sig") as file:
-            found = yaml.safe_load(file.read())
+            text = file.read()
+        found = yaml.safe_load(text)
+        keys = _keys(yaml.compose(text, yaml.SafeLoader))
     except OSError as error:
         raise InputError(f"Cannot read {path}: {error.strerror}.") from error
     except UnicodeDecodeError as error:
@@ -71,7 +75,16 @@ def read_yaml(path: str) -> dict:
         raise InputError(f"{path}: a value in it cannot be read; write plain ones.") from error
     if not isinstance(found, dict):
         raise InputError(f"{path} must hold `key: value` lines.")
+    again = next((key for i, key in enumerate(keys) if key in keys[:i]), None)
+    if again is not None:  # YAML would keep the last without a word
+        raise InputError(f"{path} sets {again} twice; leave one of them out.")
     return found
+
+
+def _keys(node: yaml.Node | None) -> list[str]:
+    """The keys of a YAML document as they were written, those that it sets twice twice."""
+    pairs = node.value if isinstance(node, yaml.MappingNode) else []
+    return [str(key.value) for key, _ in pairs]
 
 
 def settings(recipe: str, config: type, **overrides):

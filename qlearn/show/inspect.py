@@ -28,7 +28,15 @@ from qlearn.lm.logprobs import Row
 from qlearn.lm.models import explain_table_sizes, load_model, note_if_surprised
 from qlearn.lm.rows import read_rows
 from qlearn.lm.tokenizers import load_tokenizer, own_tokenizer
-from qlearn.options import check_output, check_ranges, check_text, option, required, write_text
+from qlearn.options import (
+    BETAS,
+    check_output,
+    check_ranges,
+    check_text,
+    option,
+    required,
+    write_text,
+)
 from qlearn.show import inspector
 from qlearn.show.inspector import Inspected, Measure
 from qlearn.show.pieces import credit_of_pieces, pieces
@@ -46,7 +54,7 @@ class InspectConfig:
     data: str | None = option(None, "instead of prompt and response: a file of preference pairs")
     row: int = option(1, "which row of data (in JSONL: which line)", at_least=1)
     beta: float | None = option(
-        None, "default: as the policy's own qlearn.yaml or training_args.bin says", above=0
+        None, "default: as the policy's own qlearn.yaml or training_args.bin says", **BETAS
     )
     tokenizer: str | None = option(None, "default: the policy's own")
     html: str = option("inspect.html", "where the heat map goes; an older one is replaced")
@@ -61,13 +69,14 @@ class InspectConfig:
 
     def __post_init__(self):
         check_ranges(self)
-        if (self.data is None) == (self.prompt is None or self.response is None):
+        typed = [text is not None for text in (self.prompt, self.response)]
+        if typed != [self.data is None] * 2 or (self.data is None and self.row != 1):
             raise InputError("Pass either --prompt and --response, or --data (and --row).")
         for flag, text in (("--prompt", self.prompt), ("--response", self.response)):
             check_text(flag, text or "")
-        check_output("--html", self.html)
+        check_output("--html", self.html, self.data)
         if self.json not in (None, "-"):
-            check_output("--json", self.json)
+            check_output("--json", self.json, self.data, self.html)
 
 
 def run(config: InspectConfig) -> None:

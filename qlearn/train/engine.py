@@ -29,8 +29,9 @@ from qlearn.lm.encoding import RULE
 from qlearn.lm.rows import read_rows
 from qlearn.lm.tokenizers import check_knows
 from qlearn.lm.worlds import WORLDS, World
-from qlearn.options import LARGEST_SEED, check_ranges, option, required
+from qlearn.options import LARGEST_SEED, check_ranges, check_text, option, required, same_place
 
+HELD_OUT = " (held out)"  # behind the name of a file, for the part that is not trained on
 PATIENCE = 3  # steps in a row that may be skipped for a loss or gradient that is not finite
 TIMING_KEYS = (
     "seconds",
@@ -168,7 +169,7 @@ def load_examples(
         held_out, name = read_rows(config.eval_data, columns), config.eval_data
     else:
         rows, held_out = split_rows(rows, config.eval_fraction, config.seed)
-        name = f"{config.data} (held out)"
+        name = config.data + HELD_OUT
     if not held_out:
         raise InputError("No row is held out; pass --eval-data or a larger --eval-fraction.")
     return tuple(
@@ -198,7 +199,8 @@ def usable(
             f"note: {len(typed)} prompts of {source} begin with a typed {tokenizer.bos_token}; it "
             "counts once."
         )
-    data_module.check_quarantine(faults, len(rows), config.max_quarantine, source)
+    file = source.removesuffix(HELD_OUT)
+    data_module.check_quarantine(faults, len(rows), config.max_quarantine, file)
     return examples
 
 
@@ -228,7 +230,8 @@ def n_updates(n_rows: int, config: TrainingConfig) -> int:
     """How many updates a run makes; an epoch's last batch may be smaller and is not dropped."""
     if n_rows == 0:
         raise InputError(
-            "There are no rows to train on; look at the file with `qlearn data check`."
+            "There are no rows to train on; lower --eval-fraction, or look at the file with "
+            "`qlearn data check`."
         )
     rows = config.per_device_train_batch_size * config.gradient_accumulation_steps
     return config.max_steps or config.num_train_epochs * math.ceil(n_rows / rows)
@@ -359,10 +362,19 @@ RUN_FILES = ("metrics.jsonl", "quarantine.jsonl", "qlearn.yaml", "summary.json",
 def open_output(config: TrainingConfig) -> None:
     """Makes output_dir and writes the resolved configuration, qlearn.yaml, into it.
 
-    Raises: InputError where the directory holds a run and `overwrite` is not set, or cannot be
-    written.
+    Raises: InputError where the directory holds a run and `overwrite` is not set, cannot be
+    written, or is read by this very run: `overwrite` would delete it first.
     """
     path = config.output_dir
+    check_text("--output-dir", path)
+    written = [path, *(os.path.join(path, name) for name in RUN_FILES)]
+    for name in ("model", "reference", "reward", "tokenizer", "data", "eval_data"):
+        source = getattr(config, name, None)
+        if any(same_place(place, source) for place in written):
+            raise InputError(
+                f"{source} is the {name} that this run reads, and the run would write over it; "
+                "choose another --output-dir."
+            )
     there = [name for name in RUN_FILES if os.path.exists(os.path.join(path, name))]
     if there and not config.overwrite:
         raise InputError(
@@ -414,7 +426,15 @@ def save(
 
     The tokenizer is written as it came in; summary.json also names the rule by which rows became
     ids, because weights are of use only with the rule they were trained by.
+
+    Raises: RunStopped, and saves nothing, where training has left numbers that are not finite.
     """
+    for name, value in summary.get("after", {}).items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise RunStopped(
+                f"Stopped: after training {name} is {value}, so the model is not saved; lower "
+                "--learning-rate."
+            )
     model.save_pretrained(output_dir)
     tokenizer.save_pretrained(output_dir)
     with open(os.path.join(output_dir, "summary.json"), "w", encoding="utf-8") as file:

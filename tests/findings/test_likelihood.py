@@ -117,7 +117,7 @@ def test_claim_it_reads_our_runs_and_trls(tmp_path, capsys):
     ("flags", "sentence"),
     [
         ([], "pass the run's with --beta"),
-        (["--beta", "0"], "must be positive"),
+        (["--beta", "0"], "beta must lie in (1e-20, 1e+20), not 0.0"),
         (["--beta", "1", "--nll_before", "3"], "only together"),
         (
             ["--beta", "1", "--unreadable_before", "0", "--unreadable_after", "2"],

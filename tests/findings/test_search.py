@@ -125,8 +125,8 @@ def test_claim_a_padded_table_is_lawful(search, tokenizer, tmp_path):
 
 
 def test_claim_files_without_usable_prompts_are_named(search, write_jsonl):
-    code, err = search("--data", write_jsonl("a.jsonl", [{"prompt": "POST:"}, {"prompt": 3}]))
-    assert code == 2 and "a.jsonl, row 2: the prompt is missing or not text" in err
+    code, err = search("--data", write_jsonl("in.jsonl", [{"prompt": "POST:"}, {"prompt": 3}]))
+    assert code == 2 and "in.jsonl, row 2: prompt is a number, not text; mend" in err
     path = write_jsonl("b.jsonl", [{"prompt": "POST:"}])
     code, err = search("--data", path, "--decoder", "guided")
     assert code == 2 and "needs --guide outside an embedded world" in err
