@@ -5,9 +5,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 # How far a batch of log-probabilities moves where one model reads it twice, in tables of other
-# shapes, as a share of Σ |log π|. benchmarks/step0.py: at most 4e-8 in float32, 2e-5 in bfloat16;
-# with dropout 0.1 at least 2e-3, for a reference one update old (learning rate 1e-5) 2e-4 or more.
-# Single responses move further and say less.
+# shapes, as a share of Σ |log π|. benchmarks/measured/step0.json: at most 4e-8 in float32 and 1e-6
+# in bfloat16; with dropout 0.1 at least 1.5e-3, for a reference one update old (learning rate 1e-5)
+# at least 3e-4. Responses of one to three tokens move further: 1e-5 together, in bfloat16.
 SHARE = {torch.float32: 2.0**-15, torch.bfloat16: 2.0**-13}
 # Nats a token by which the float32 log-softmax alone may move, at logits up to 128.
 FLOOR = 2.0**-16
