@@ -144,6 +144,7 @@ def encode(
 
     Raises: InputError where rows are messages and the tokenizer has no chat template.
     """
+    rows = list(rows)  # read more than once
     reasons = [fault_of(row, columns, tokenizer) for _, row in rows]
     judged = list(zip(rows, reasons, strict=True))
     faults = [Fault(number, why, preview_of(row)) for (number, row), why in judged if why]

@@ -239,3 +239,10 @@ def test_claim_a_duplicate_may_write_its_keys_in_another_order():
     rows = [(n, {"prompt": [x], "completion": "b"}) for n, x in ((3, one), (4, two), (7, one))]
     rows.append((8, {"prompt": [one], "completion": "c"}))
     assert check.duplicates(rows, SFT_COLUMNS) == [4, 7]
+
+
+def test_bug_rows_that_can_be_read_only_once(tokenizer, preference_rows):
+    """`encode` takes an iterator, as `enumerate` gives it."""
+    once = encode(enumerate(preference_rows, 1), PREFERENCE_COLUMNS, tokenizer, 256)
+    again = encode(list(enumerate(preference_rows, 1)), PREFERENCE_COLUMNS, tokenizer, 256)
+    assert once == again and len(once[0]) > 0
