@@ -95,8 +95,7 @@ def edits(world: World, post: Post, path: Sequence[Edge], kind: str) -> list[tup
             found += [(i, word) for word in values if word not in written]
         for other in _instead(options, edge, kind):
             word = other.word.spell(post)
-            same_state = (other.node, other.memory) == (edge.node, edge.memory)
-            if same_state or world.parse(post, _put(words, {i: word})) is not None:
+            if world.parse(post, _put(words, {i: word})) is not None:
                 found.append((i, word))
         state = (edge.node, edge.memory)
     return found

@@ -6,6 +6,7 @@ import pytest
 
 from qlearn.lm.worlds import SlotWorld
 from qlearn.studies import exactness
+from qlearn.studies.slot_world import summarise
 
 
 def test_claim_dera_in_the_slot_world_loses_the_kl_it_misses():
@@ -82,3 +83,51 @@ def test_claim_dera_agrees_with_a_walk_through_the_grammar(alpha):
     assert found == pytest.approx(expected, abs=1e-9)
     loss = expected["value"] - expected["mixed_objective"]
     assert loss == pytest.approx(price * expected["kl"], abs=1e-9)
+
+
+@pytest.mark.parametrize("same_base", [True, False])
+def test_claim_the_map_has_the_mean_gap_of_every_horizon_and_exponent(monkeypatch, same_base):
+    """A gap that tells its arguments apart: which base, which untuned model, β and the exponent."""
+    monkeypatch.setattr(exactness, "HORIZONS", (1, 3))
+    monkeypatch.setattr(exactness, "ALPHAS", (0.25, 2.0))
+
+    def problem(horizon, seed):
+        return horizon, 1000.0 * seed, 5.0, 7.0  # tree, reward, the untuned model, another one
+
+    def gap(tree, reward, base, untuned, beta, alpha):
+        return reward + 10 * tree + base / untuned + beta + alpha, alpha * reward
+
+    monkeypatch.setattr(exactness, "gap", gap)
+    found = exactness.exactness_map(problem, [1, 2, 6], same_base)
+    base = 5.0 if same_base else 7.0
+    for horizon in (1, 3):
+        for alpha, key in ((0.25, "0_25"), (2.0, "2")):
+            worst = [1000.0 * s + 10 * horizon + base / 5 + 0.5 + alpha for s in (1, 2, 6)]
+            cell = summarise([{"x": x} for x in worst])["x"] | {"kl": alpha * 3000}
+            assert found[str(horizon)].pop(key) == pytest.approx(cell)
+    assert found == {"1": {}, "3": {}}
+
+
+def test_claim_the_results_file_has_the_three_maps_and_the_slot_world(monkeypatch):
+    monkeypatch.setattr(exactness, "exactness_map", lambda *given, **more: (*given, more))
+    monkeypatch.setattr(exactness, "slot_world_dera", lambda world: ("dera", world))
+    random, additive = exactness.random_problem, exactness.additive_problem
+    assert exactness.run((1, 2)) == {
+        "seeds": [1, 2],
+        "beta": exactness.BETA,
+        "same_base": (random, (1, 2), {"same_base": True}),
+        "other_base": (random, (1, 2), {"same_base": False}),
+        "additive": (additive, (1, 2), {"same_base": False}),
+        "slot_world": ("dera", SlotWorld()),
+    }
+
+
+def test_claim_a_borrowed_advantage_is_exact_where_the_theory_says_so():
+    """One token; α = 1 on the same base; α = 0; a reward by position. Else the gap is there."""
+    one = exactness.exactness_map(exactness.random_problem, [0, 1], same_base=True)
+    for horizon, row in one.items():
+        for alpha, cell in row.items():
+            exact = horizon == "1" or alpha in ("0", "1")
+            assert (cell["most"] < 1e-9) == exact and (abs(cell["kl"]) < 1e-9) == exact
+    additive = exactness.exactness_map(exactness.additive_problem, [0, 1], same_base=False)
+    assert all(cell["most"] < 1e-9 for row in additive.values() for cell in row.values())

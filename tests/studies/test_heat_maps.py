@@ -1,5 +1,7 @@
 """What a heat map follows: the measurement tells advantage from reward where they differ."""
 
+import random
+
 import pytest
 import torch
 
@@ -13,8 +15,6 @@ BETA = 0.5
 
 def oracle(world, key):
     """A `credit` that says the exact advantage, or the true reward, of the held-out lines."""
-    import random
-
     posts, rng = world.posts(60, "held out 0"), random.Random("held out 0")
     truths = [world.explain(post, world.write(post, rng), BETA) for post in posts]
 
@@ -36,6 +36,7 @@ def test_eq_10_delayed_rewards_tell_the_two_apart(tokenizer, key):
     assert found[f"pearson_{other}"] == pytest.approx(found["advantage_with_reward"], abs=1e-6)
     assert found["advantage_with_reward"] < 0.5
     place = found["by_place"]
+    assert list(place) == sorted(place)
     assert place["end_charged"]["exact"] == pytest.approx(0, abs=1e-9)
     assert place["end_charged"]["reward"] == pytest.approx(-1.2)
     assert place["salary_habit"]["exact"] < -1 and place["salary_habit"]["reward"] == 0
@@ -63,9 +64,16 @@ def test_claim_the_showcase_errs_where_its_variant_looks(name):
     world = World(name)
     post, words = showcase(world)
     assert showcase(world) == (post, words) and len(words) >= 0.8 * world.longest
-    labels = places(world, world.parse(post, words))
     wanted = {"xor": "verb_charged", "trips": "price_habit", "trips-delayed": "price_habit"}
-    assert wanted.get(name, "salary_habit") in labels
+    rng = random.Random("showcase")
+    lines = [(post, world.write(post, rng)) for post in world.posts(1000, "showcase")]
+    fit = [
+        line
+        for line in lines
+        if len(line[1]) / world.longest >= 0.8
+        and wanted.get(name, "salary_habit") in places(world, world.parse(*line))
+    ]
+    assert (post, words) == fit[0]
 
 
 def test_claim_our_negotiation_has_two_errors_of_the_papers_kind(tokenizer):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from qlearn.findings import stats
-from qlearn.studies.localisation import Words, auroc_table, first_place, wins
+from qlearn.studies.localisation import Words, auroc_table, first_place, interval, over_seeds, wins
 
 
 @pytest.fixture
@@ -57,6 +57,22 @@ def test_claim_gains_are_differences_and_know_what_is_paired(lines):
     assert auroc["blind"]["low"] < 0.5 < auroc["blind"]["high"]
     assert gain["same"]["low"] == gain["same"]["high"] == 0
     assert auroc["good"]["least"] < auroc["good"]["estimate"] < auroc["good"]["most"]
+    by_seed = {
+        name: [plain(row[None], words, ("a", "b")) for row in scores[name]] for name in scores
+    }
+    for key, x in over_seeds(by_seed["good"]).items():
+        assert auroc["good"][key] == pytest.approx(x, abs=1e-6)
+    apart = [a - b for a, b in zip(by_seed["good"], by_seed["blind"], strict=True)]
+    for key, x in over_seeds(apart).items():
+        assert blind[key] == pytest.approx(x, abs=1e-6)
+
+
+def test_claim_an_interval_is_estimated_from_every_cluster():
+    """A statistic that is the sum of the clusters' numbers: 0 + ... + 4, once each."""
+    found = interval(lambda drawn: float(drawn.sum()), 5)
+    assert found["estimate"] == 10.0 and found["low"] < 10 < found["high"]
+    assert interval(lambda drawn: float(len(drawn)), 5) == {
+        "estimate": 5.0, "low": 5.0, "high": 5.0}  # fmt: skip
 
 
 def test_claim_first_place_by_hand(lines):

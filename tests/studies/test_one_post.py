@@ -49,3 +49,24 @@ def test_claim_other_worlds_have_their_post_too(variant):
     world = World(variant)
     (row,) = one_post.lines(world, 1, 0)
     assert world.parse(one_post.the_post(world), as_words(row["completion"]))
+
+
+def test_claim_a_folder_for_learning_need_not_be_there(tmp_path, monkeypatch):
+    """Nothing is trained here: the rows are written, and the recipes get them by path."""
+    asked = []
+    monkeypatch.setattr(one_post.sft, "run", asked.append)
+    monkeypatch.setattr(one_post.dpo, "run", asked.append)
+    monkeypatch.setattr(one_post, "load_tokenizer", lambda path: f"tokenizer of {path}")
+    monkeypatch.setattr(one_post, "load_model", lambda *given: given)
+    folder = f"{tmp_path}/a/b"
+    tokenizer, model = one_post.learn(WORLD, folder, seed=3, n=4)
+    assert (tokenizer, model) == (f"tokenizer of {folder}/sft", (f"{folder}/sft", tokenizer))
+    policy = one_post.prefer(WORLD, folder, seed=3, n=4, name="p", beta=2.0)
+    assert policy == (f"{folder}/p", f"tokenizer of {folder}/p")
+    sft, dpo = asked
+    assert (sft.seed, sft.output_dir, sft.tokenizer) == (3, f"{folder}/sft", "slots")
+    assert (dpo.seed, dpo.output_dir, dpo.beta) == (3, f"{folder}/p", 2.0)
+    assert dpo.model == f"{folder}/sft" and dpo.learning_rate == 0.0004
+    for config, rows in ((sft, one_post.lines(WORLD, 4, 3)), (dpo, one_post.pairs(WORLD, 4, 3))):
+        written = Path(config.data).read_text(encoding="utf-8").splitlines()
+        assert [json.loads(line) for line in written] == rows

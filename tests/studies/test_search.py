@@ -1,6 +1,7 @@
 """The grid of decoders: the exact forecast, what a cell holds, and contrasts with known answers."""
 
 import json
+import math
 import random
 from dataclasses import replace
 
@@ -14,6 +15,7 @@ from qlearn.lm.worlds import UNREADABLE, SlotWorld
 from qlearn.studies import contrasts as grid
 from qlearn.studies import search
 from qlearn.studies.search import DECODERS, cell, exact_truth, judge
+from qlearn.studies.slot_world import summarise
 
 BETA = 0.5
 
@@ -187,3 +189,167 @@ def test_claim_guided_search_reaches_the_best_lines_on_a_writer(tokenizer, other
     assert [round(judge(world, p, d, tokenizer)[0], 6) for p, d in zip(posts, found, strict=True)] \
         == [2.3] * 3  # fmt: skip
     assert torch.isfinite(torch.tensor([d.score for d in found])).all()
+
+
+def graded(rng, seeds, names, keys=("win", "reward", "length", "implicit")):
+    """A grid's model with random columns: {decoder: {column: (N,)}}; wins are 0, ½ or 1."""
+    n = len(seeds)
+    return {
+        name: {k: rng.integers(0, 3, n) / 2 if k == "win" else rng.normal(size=n) for k in keys}
+        for name in names
+    }
+
+
+def test_claim_a_contrast_is_first_less_second_on_the_same_posts():
+    """Means by hand, by seed too; McNemar counts strict wins only, so ties are no wins."""
+    rng, seeds = np.random.default_rng(0), np.repeat([0, 1, 2], 20)
+    model = graded(rng, seeds, "ab")
+    first, second = model["a"], model["b"]
+    first["win"] = np.resize([1.0, 0.5, 0.5, 1.0, 1.0], 60)
+    second["win"] = np.resize([0.5, 1.0, 0.0, 1.0, 0.0], 60)
+    found = grid.contrast(first, second, seeds)
+    for key in ("win", "reward", "length"):
+        by_seed = [(first[key] - second[key])[seeds == s].mean() for s in (0, 1, 2)]
+        assert found[key]["mean"] == pytest.approx(np.mean(by_seed))
+        assert found["seeds"][key] == pytest.approx(
+            summarise([{"x": float(x)} for x in by_seed])["x"]
+        )
+    # of five posts first alone wins two and second alone one: 24 against 12
+    expected = 2 * sum(math.comb(36, k) for k in range(13)) / 2**36
+    assert found["p_value"] == pytest.approx(expected)
+
+
+def test_claim_reward_at_equal_length_is_a_mean_only_where_there_is_no_line():
+    """Rewards of at most 0 have their line all the same; a mean has its standard error."""
+    reward, length = np.array([-3.0, -1.0, 0.0]), np.array([-2.0, 0.0, 1.0])
+    fitted = grid.at_equal_length(reward, length)
+    assert fitted["slope"] == pytest.approx(1) and fitted["effect"] == pytest.approx(-1)
+    plain = grid.at_equal_length(np.array([1.0, 2.0, 6.0]), np.full(3, 4.0))
+    half = 1.96 * (7 / 3) ** 0.5  # the sample variance is 7
+    assert plain == pytest.approx({"effect": 3.0, "low": 3 - half, "high": 3 + half, "slope": 0.0})
+
+
+def test_claim_every_contrast_is_of_the_better_over_the_worse():
+    """Each decoder has a reward of its own, so each difference names its two decoders."""
+    seeds = np.repeat([0, 1], 4)
+    pairs = grid.PAIRS + grid.VERIFIER_PAIRS
+    names = sorted({name for pair in pairs for name in pair})
+    worth = {name: float(2**i) for i, name in enumerate(names)}
+    model = {d: columns(np.full(8, x)) for d, x in worth.items()}
+    cells = {"sft": model, "dpo": model}
+    for found, named, models in (
+        (grid.contrasts(cells, seeds), grid.PAIRS, ("sft", "dpo")),
+        (grid.verifier(cells, seeds), grid.VERIFIER_PAIRS, ("dpo",)),
+    ):
+        plain = {key: x for key, x in found.items() if "over_sft" not in key}
+        assert {key: x["reward"]["mean"] for key, x in plain.items()} == {
+            f"{name}_{better}_over_{worse}": worth[better] - worth[worse]
+            for name in models for better, worse in named
+        }  # fmt: skip
+
+
+def test_claim_over_optimisation_is_by_seed_and_by_penalty():
+    """Changes from greedy to the widest beam, and the parabola over log₂ width, seed by seed."""
+    rng, seeds = np.random.default_rng(1), np.repeat([0, 1, 2], 5)
+    names = ["greedy", *(f"beam{n}{end}" for n in grid.WIDTHS for end in ("", "_mean"))]
+    model = graded(rng, seeds, names)
+    found = grid.over_optimisation({"dpo": model}, seeds)
+    assert list(found) == ["dpo", "dpo_mean"]
+    x = np.log2([1.0, *grid.WIDTHS])
+    design = np.stack([x**2, x, np.ones_like(x)], axis=1)
+    for ending in ("", "_mean"):
+        for key in ("implicit", "reward", "length"):
+            y = np.array([
+                [model[d][key][seeds == s].mean() for s in (0, 1, 2)]
+                for d in ("greedy", *(f"beam{n}{ending}" for n in grid.WIDTHS))
+            ])  # fmt: skip
+            change = found[f"dpo{ending}"][f"{key}_change"]
+            assert change["mean"] == pytest.approx((y[-1] - y[0]).mean())
+            assert (change["least"], change["most"]) == pytest.approx(
+                (min(y[-1] - y[0]), max(y[-1] - y[0]))
+            )
+            curve = np.linalg.lstsq(design, y, rcond=None)[0][0]
+            assert found[f"dpo{ending}"][f"{key}_curve"]["mean"] == pytest.approx(curve.mean())
+
+
+def test_claim_a_line_wins_over_its_own_rival(model, other, tokenizer):
+    """Rivals that earn 1 less, the same (but for rounding), and 1 more than the line."""
+    world = SlotWorld()
+    posts, how = world.posts(3, "rivals"), Decoding(max_new_tokens=20)
+    found = []
+    for i, post in enumerate(posts):
+        tokens = tokenizer.convert_tokens_to_ids(world.write(post, random.Random(i)))
+        found.append(Decoded("", tokenizer(post.prompt).input_ids, tokens, 0.0, ended=True))
+    rewards = [judge(world, p, d, tokenizer)[0] for p, d in zip(posts, found, strict=True)]
+    rivals = [rewards[0] - 1, rewards[1] + 1e-12, rewards[2] + 1]
+    columns = cell(world, posts, rivals, found, model, other, tokenizer, BETA, how)
+    assert columns["win"].tolist() == [1.0, 0.5, 0.0] and columns["reward"].tolist() == rewards
+
+
+def test_claim_the_grids_policies_are_dpo_at_three_prices_and_ppo(made):
+    """Each trainer asks for its recipe at its β, from the reference it is given."""
+    folders = {name: trainer(3, "ref") for name, (trainer, _) in search.POLICIES.items()}
+    assert {name: (made[x].beta, made[x].model, made[x].seed) for name, x in folders.items()} == {
+        "dpo_low": (0.1, "ref", 3), "dpo": (0.5, "ref", 3), "dpo_high": (2.0, "ref", 3),
+        "ppo": (0.5, "ref", 3)}  # fmt: skip
+    assert all(made[x].beta == search.POLICIES[name][1] for name, x in folders.items())
+    assert search.dpo_policy(3, "ref", 0.25) != folders["dpo"]
+    assert "ppo" in folders["ppo"] and "dpo" in folders["dpo"]
+
+
+def test_claim_two_lines_are_told_with_their_true_rewards():
+    found = [Decoded(f" line {i} ", [], [], 0.0, ended=True) for i in range(4)]
+    assert search.told({"reward": np.array([1.5, -2.0, 3.0, 4.0])}, found) == [
+        "+1.5 line 0", "-2.0 line 1"]  # fmt: skip
+
+
+def test_claim_the_grids_means_are_over_posts(monkeypatch, made):
+    """Two seeds and two models with columns of known means; two posts are printed, as drawn."""
+    asked = []
+
+    def run_model(seed_and_name, policies, n_posts):
+        seed, name = seed_and_name
+        asked.append((seed, name, n_posts))
+        column = np.array([0.0, 1.0, 5.0]) + 10 * seed
+        return {"sample": ({"reward": column, "win": column / 10}, [f"{seed}{name}{i}" for i in
+                                                                  range(2)])}  # fmt: skip
+
+    monkeypatch.setattr(search, "run_model", run_model)
+    pooled = {}
+    for part in ("contrasts", "over_optimisation", "verifier"):
+        monkeypatch.setattr(
+            search, part, lambda cells, which, part=part: pooled.update({part: (cells, which)})
+        )
+    found = search.run([3, 5], {"a": (None, 0.25)}, n_posts=3)
+    assert asked == [(s, name, 3) for s in (3, 5) for name in ("sft", "a")]
+    assert [made[x].seed for x in made] == [3, 5]  # the references, trained first
+    assert found["mean"]["a"]["sample"]["reward"]["mean"] == 42.0
+    assert found["mean"]["sft"]["sample"]["win"]["mean"] == pytest.approx(4.2)
+    for cells, which in pooled.values():
+        assert which.tolist() == [3, 3, 3, 5, 5, 5]
+        assert cells["a"]["sample"]["reward"].tolist() == [30, 31, 35, 50, 51, 55]
+    assert pooled.keys() == {"contrasts", "over_optimisation", "verifier"}
+    posts, lines, rewards = search.held_out(SlotWorld(), 3, 2)
+    assert found["samples"] == [
+        {"post": posts[i].prompt, "writer": f"{rewards[i]:+.1f} {lines[i]}",
+         "sft": {"sample": f"3sft{i}"}, "a": {"sample": f"3a{i}"}}
+        for i in range(2)
+    ]  # fmt: skip
+
+
+def test_claim_every_decoder_may_write_four_words_more_than_the_longest_line(
+    monkeypatch, tmp_path, save_models
+):
+    """So that a line which does not end is seen; the verifier's samples are the reference's."""
+    save_models(tmp_path, sft=1, policy=2)
+    lengths = []
+
+    def short(policy, tokenizer, prompts, how, **rest):
+        lengths.append(how.max_new_tokens)
+        return decode(policy, tokenizer, prompts, replace(how, max_new_tokens=2), **rest)
+
+    monkeypatch.setattr(search, "decode", short)
+    monkeypatch.setattr(search, "DECODERS", {"greedy": DECODERS["greedy"]})
+    monkeypatch.setattr(search.runs, "sft_run", lambda seed: str(tmp_path / "sft"))
+    search.run_model((0, "p"), {"p": (lambda *_: str(tmp_path / "policy"), 0.3)}, n_posts=2)
+    assert lengths == [23, 23] and SlotWorld().longest == 19
