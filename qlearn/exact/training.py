@@ -173,8 +173,8 @@ def ppo(
 
 def _clipped_loss(visits: Tensor, new: Tensor, old: Tensor, advantage: Tensor, clip: float):
     """E_old of the PPO loss over the edges of one level; `visits` (n_t,), the rest (n_t, A)."""
-    never = old == -torch.inf  # 0/0, and nobody sees it
-    loss = ppo_clip(new.masked_fill(never, 0.0), old.masked_fill(never, 0.0), advantage, clip)
+    never = old == -torch.inf  # the ratio 0/0, which nobody sees, counts as 0
+    loss = ppo_clip(new, old.masked_fill(never, 0.0), advantage, clip)
     return (visits[:, None] * old.exp() * loss).sum()
 
 

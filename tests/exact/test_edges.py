@@ -452,11 +452,24 @@ def test_claim_chances_that_are_none_are_refused():
         check_refused(lambda p=p: ChanceTree(child, (double([p]),)), "outcomes of an action must")
     check_refused(lambda: ChanceTree(child, (torch.tensor([[[0.5, 0.5]]]),)), "float64")
     check_refused(lambda: ChanceTree((torch.tensor([[TERMINAL]]),), (double([1.0]),)), "table")
+    mixed = (*child, torch.tensor([[TERMINAL]])), (double([[0.5, 0.5]]), double([1.0]))
+    check_refused(lambda: ChanceTree(*mixed), r"one \(states, actions, outcomes\) table each")
     tree = Tree.full(2, 2)
     for p in (1, -0.1, NAN, "0"):
         check_refused(lambda p=p: with_chance(tree, tree.child, p), r"p_other must lie in \[0, 1\)")
     check_refused(lambda: with_chance(tree, tree.child[:1], 0.5), "other must have one")
     chance.ChanceTree((torch.tensor([[[TERMINAL]]]),), (torch.ones(1, 1, 1).double(),))
+
+
+@pytest.mark.parametrize("worst", [INF, -INF])
+def test_claim_an_outcome_without_a_chance_has_no_say(worst):
+    """0 · ∞ counts 0: the state that is never reached may have any value."""
+    child = torch.tensor([[[0, 1]]]), torch.tensor([[[TERMINAL, ABSENT]]] * 2)
+    tree = ChanceTree(child, (double([[1.0, 0.0]]), double(*[[[1.0, 0.0]]] * 2)))
+    assert tree.next_value(0, double(3.0, worst)).tolist() == [[3.0]]
+    sure = ChanceTree(child, (double([[0.5, 0.5]]), double(*[[[1.0, 0.0]]] * 2)))
+    assert sure.next_value(0, double(3.0, worst)).tolist() == [[worst]]
+    assert sure.next_value(0, double(3.0, 5.0)).tolist() == [[4.0]]
 
 
 # --- shaping, leftovers, search ----------------------------------------------------------------
@@ -575,6 +588,8 @@ def test_claim_bad_searches_are_refused():
         check_refused(lambda p=penalty: search.beam(tree, logp, 1, p), "length_penalty must lie")
     for depth in (0, 1.5):
         check_refused(lambda d=depth: search.best_prefix(tree, zero, d), "depth must be a whole")
+    one_nan = (zero[0], double([0.0, NAN]))
+    check_refused(lambda: search.best_prefix(tree, one_nan), "one of a prefix that can be written")
     assert search.best_prefix(tree, zero, 99) == search.best_prefix(tree, zero)
     check_refused(lambda: search.best_prefix(tree, (zero[0] + NAN, zero[1])), "is NaN")
     check_refused(lambda: search.best_prefix(tree, zero[:1]), "scores must have one")
@@ -600,6 +615,14 @@ def test_claim_tilts_keep_zero_probabilities(dtype):
     check_refused(
         lambda: search.tilt(logs(1.0, 0.0), logs(0.0, 1.0), logs(0.5, 0.5), 1.0), "no token"
     )
+    two = torch.stack([logs(0.5, 0.5), logs(1.0, 0.0)])  # the second row alone has no token left
+    check_refused(
+        lambda: search.tilt(two, logs(0.0, 1.0).expand(2, 2), logs(0.5, 0.5).expand(2, 2), 1.0),
+        "no token",
+    )
+    # α < 0 divides by what the tuned model never writes: ∞, but not where the base is 0
+    got = search.tilt(base, logs(0.4, 0.6, 0.0), logs(0.2, 0.6, 0.2), -1.0).exp()
+    assert got.tolist() == pytest.approx([1 / 3, 2 / 3, 0], abs=1e-6)  # ½ · ½ beside ½ · 1
     for alpha in (NAN, INF, None):
         check_refused(lambda a=alpha: search.tilt(base, tuned, untuned, a), "alpha must lie in")
     check_refused(lambda: search.tilt(base, tuned[None], untuned, 1.0), "must have one shape")
@@ -777,6 +800,42 @@ def test_bug_ppo_is_not_nan_where_actions_are_absent():
     assert one[0][0, 0] > -0.5
 
 
+def test_claim_a_value_that_is_no_number_is_named_by_its_level():
+    """One state of two: a NaN reward, or rewards of +∞ and −∞ that meet; one of them alone is ∞."""
+    tree, half = Tree.full(2, 2, eos=None), double(0.5, 0.5).log()
+    logp = (half[None], half.expand(2, 2))
+    for bad in ([NAN, 0.0], [INF, -INF]):
+        reward = (double([0.0, 0.0]), double([1.0, 2.0], bad))
+        check_refused(lambda r=reward: soft.evaluate(tree, logp, r), "state of level 1 is not a n")
+    value, _ = soft.evaluate(tree, logp, (double([0.0, 0.0]), double([1.0, 2.0], [INF, 0.0])))
+    assert value[1].tolist() == [1.5, INF]
+
+
+def test_claim_what_a_policy_never_writes_moves_no_gradient():
+    """log π = −∞ where the reference writes: p (G − J) over the others alone, by hand, and 0."""
+    tree, log_ref = Tree.full(3, 1), (double([0.25, 0.25, 0.5]).log(),)
+    logp, reward = (double([0.5, 0.5, 0.0]).log(),), (double([1.0, -1.0, 7.0]),)
+    (found,) = training.policy_gradient(tree, logp, reward, log_ref, 0.5)
+    assert found[0].tolist() == pytest.approx([0.5, -0.5, 0.0])  # both ratios are 2 and cancel
+
+
+def test_claim_a_reference_that_never_writes_an_answer_has_no_dpo_loss():
+    tree, logp = Tree.full(2, 1), (double([0.5, 0.5]).log(),)
+    sure = (double([0.0, -INF]),)
+    check_refused(
+        lambda: training.dpo_loss(tree, logp, double(0.0, 1.0), sure, 1.0), "reference never writes"
+    )
+
+
+def test_claim_a_step_too_large_for_one_state_is_refused():
+    """The first state alone overflows; the steps of the second are as small as ever."""
+    tree = Tree.full(2, 1, n_prompts=2)
+    logp = (double([0.5, 0.5], [0.5, 0.5]).log(),)
+    reward = (double([1e300, -1e300], [0.0, 0.0]),)
+    ascent = training.natural_gradient_ascent(tree, reward, logp, 1.0, 1e300)
+    check_refused(lambda: list(islice(ascent, 2)), "step on level 0 is too large")
+
+
 @pytest.mark.parametrize("ascent", [
     training.gradient_ascent, training.natural_gradient_ascent, training.ppo])  # fmt: skip
 def test_claim_bad_ascents_are_refused(ascent):
@@ -861,3 +920,12 @@ def test_claim_minimise_refuses_what_is_no_problem():
     check_refused(lambda: minimise(lambda x: x**2, zero), "The loss must be one number")
     check_refused(lambda: minimise(lambda x: x.log().sum(), zero), "stops being finite")
     check_refused(lambda: minimise(lambda x: x.sum(), zero, max_iter=0), "max_iter must be")
+
+
+def test_claim_a_start_that_carries_a_gradient_is_only_a_place():
+    """The minimum is a plain number, whatever the start was made from."""
+    for numbers in ([], [2.0, -1.0]):
+        start = double(*numbers).requires_grad_() * 1.0
+        found = minimise(lambda x: ((x - 3.0) ** 2).sum(), start)
+        assert not found.requires_grad and found.tolist() == pytest.approx([3.0] * len(numbers))
+        assert found is not start

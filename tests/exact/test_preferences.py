@@ -60,3 +60,39 @@ def test_eq_09_population_loss_is_the_double_sum():
     best = preferences.population_loss(SCORES, SCORES)
     shifted = preferences.population_loss(SCORES + 3.0, SCORES)
     assert best < got and shifted.item() == pytest.approx(best.item(), abs=1e-13)
+
+
+def test_claim_what_has_no_chance_is_never_preferred(monkeypatch):
+    """A coin of 0 can be drawn, and a coin of ½ at even odds: p(coin < p) is p on the grid."""
+    coins = torch.tensor([0.0, 0.5, 0.0, 0.25], dtype=torch.float64)
+    monkeypatch.setattr(torch, "rand", lambda *a, **k: coins)
+    a, b = torch.tensor([0.0, 0.0, 0.0, 0.0]), torch.tensor([2000.0, 0.0, 0.0, 0.0])
+    judged = preferences.sample_preferences(a, b, torch.Generator())
+    assert judged.tolist() == [False, False, True, True]
+
+
+@pytest.mark.parametrize("n", range(2, 10))
+def test_claim_a_ring_of_victories_is_a_tie(n):
+    """i beats i + 1, and the last beats the first: a chain of n − 1 victories, and equal returns.
+
+    One victory less and no chain leads from the first to the last.
+    """
+    wins = torch.eye(n).roll(1, dims=1)
+    assert preferences.fit_returns(wins).abs().max() < 1e-8
+    wins[-1, 0] = 0
+    with pytest.raises(ValueError, match="No chain of victories leads from response 1 to"):
+        preferences.fit_returns(wins)
+
+
+def test_claim_one_rare_defeat_among_balanced_votes_is_too_uneven():
+    """10¹² : 1 between the first two: ln 10¹² apart, which float64 misses by a fifth of a nat.
+
+    Responses 1 and 2 are balanced, so only the rare defeat of response 0 tells.
+    """
+    rare = torch.tensor([[0.0, 1e12, 0.0], [1.0, 0.0, 1e12], [0.0, 1e12, 0.0]])
+    with pytest.raises(ValueError, match="votes on response 0 are too uneven"):
+        preferences.fit_returns(rare)
+    plain = torch.tensor([[0.0, 1e3, 0.0], [1.0, 0.0, 1e3], [0.0, 1e3, 0.0]])
+    found = preferences.fit_returns(plain)
+    expected = torch.tensor([2 / 3, -1 / 3, -1 / 3], dtype=torch.float64) * math.log(1e3)
+    assert torch.allclose(found, expected, atol=1e-6)

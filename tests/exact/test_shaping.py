@@ -195,6 +195,30 @@ def test_claim_absent_actions_ask_for_no_potential():
     assert furthest(found, potential) < 1e-12
 
 
+def test_bug_rewards_that_differ_are_told_apart_beside_absent_actions():
+    """State x has three actions and b two: a change of one return at b is seen, ABSENT or not."""
+    graph = {"x": ["a", "b", None], "a": [None], "b": [None, None]}
+    tree, _ = Tree.from_graph(graph, ["x"])
+    reward = tuple(torch.zeros(shape, dtype=torch.float64) for shape in tree.shapes)
+    for level, action, states in ((1, 1, "state 1 of level 1"), (0, 2, "state 0 of level 0")):
+        other = tuple(x.clone() for x in reward)
+        other[level][level, action] = 0.5
+        with pytest.raises(ValueError, match=f"in {states} the actions ask .* 0.5 apart"):
+            shaping.find_potential(tree, reward, other)
+
+
+def test_claim_the_tolerance_grows_with_the_largest_reward():
+    """Rounding of rewards of 10¹² is 10⁻⁴: they are equivalent though other levels hold zeros."""
+    tree = Tree.full(2, 2)
+    reward = tuple(torch.zeros(shape, dtype=torch.float64) for shape in tree.shapes)
+    large = (torch.tensor([[1e12, 1e12 + 1e-4]], dtype=torch.float64), reward[1])
+    found = shaping.find_potential(tree, reward, large)
+    assert found[0].item() == pytest.approx(-1e12) and not found[1].any()
+    small = (torch.tensor([[1.0, 1.0 + 1e-4]], dtype=torch.float64), reward[1])
+    with pytest.raises(ValueError, match="not equivalent"):
+        shaping.find_potential(tree, reward, small)
+
+
 @pytest.mark.parametrize("beta", BETAS)
 def test_eq_10_log_ratio_is_the_soft_advantage(beta):
     """E1: β log π*/π_ref = r + V*(s') − V*(s) on every edge, V by enumeration.

@@ -139,6 +139,71 @@ def test_claim_ppo_leaves_a_token_alone_once_it_went_far_enough(advantage):
         assert loss.item() == pytest.approx(-min(ratio * advantage, kept * advantage))
 
 
+def priced_advantages(tree, logp, reward, log_ref, beta):
+    """{(t, s, a): (d π(a|s), A)} of r − β log π/π_ref, state by state in plain Python."""
+    child, p, r, ref = ([x.tolist() for x in f] for f in (tree.child, logp, reward, log_ref))
+    table = {}
+
+    def visit(t, s, chance):
+        q = []
+        for a, c in enumerate(child[t][s]):
+            below = visit(t + 1, c, chance * math.exp(p[t][s][a])) if c >= 0 else 0.0
+            q.append(r[t][s][a] - beta * (p[t][s][a] - ref[t][s][a]) + below)
+        value = sum(math.exp(x) * y for x, y in zip(p[t][s], q, strict=True))
+        for a, x in enumerate(q):
+            table[t, s, a] = chance * math.exp(p[t][s][a]), x - value
+        return value
+
+    for s in range(len(child[0])):
+        visit(0, s, 1.0)
+    return table
+
+
+@pytest.mark.parametrize("clip", [0.05, math.inf])
+def test_eq_03_ppo_steps_up_the_clipped_surrogate(clip):
+    """Three epochs on Σ d π_old min(ρ A, clip(ρ) A), by autograd, twice; the policies are plain.
+
+    `eq-ppo`
+    """
+    tree, reward, log_ref = small_problem(4)
+    start, lr, beta = random_policy(tree, 9), 0.4, 0.5
+    ascent = training.ppo(tree, reward, log_ref, beta, lr, clip, epochs=3, start=start)
+    old = next(ascent)
+    assert all(x is y for x, y in zip(old, start, strict=True))
+    for _ in range(2):
+        table = priced_advantages(tree, old, reward, log_ref, beta)
+        logits, stopped = list(old), 0
+        for _ in range(3):
+            logits = [x.detach().requires_grad_() for x in logits]
+            gain = 0.0
+            for (t, s, a), (weight, advantage) in table.items():
+                ratio = logits[t][s].softmax(0)[a] / old[t][s, a].exp()
+                stops = ratio > 1 + clip if advantage > 0 else ratio < 1 - clip
+                stopped += bool(stops)
+                gain = gain + weight * advantage * (ratio.detach() if stops else ratio)
+            slopes = torch.autograd.grad(gain, logits)
+            logits = [x + lr * g for x, g in zip(logits, slopes, strict=True)]
+        new = next(ascent)
+        for x, y in zip(new, logits, strict=True):
+            assert (x - y.log_softmax(-1)).abs().max() < 1e-12 and not x.requires_grad
+        assert (stopped > 0) == (clip < 1)
+        old = new
+
+
+def test_claim_one_epoch_of_ppo_is_a_step_of_the_policy_gradient():
+    """At π = π_old the surrogate's slope is ∂J/∂logits, whatever the clip."""
+    for seed in SEEDS[:5]:
+        tree, reward, log_ref = small_problem(seed, n_prompts=2)
+        start = random_policy(tree, 60 + seed)
+        ascents = (
+            training.ppo(tree, reward, log_ref, 0.5, 0.3, epochs=1, start=start),
+            training.gradient_ascent(tree, reward, log_ref, 0.5, 0.3, start=start),
+        )
+        one, two = ([next(x) for _ in range(3)] for x in ascents)
+        for x, y in zip(one, two, strict=True):
+            assert (flat(x) - flat(y)).abs().max() < 1e-12
+
+
 @pytest.mark.parametrize("beta", BETAS)
 def test_eq_09_population_dpo_with_two_prompts(beta):
     """D2 by the library's own trainer: two prompts, from random logits, KL(π* ‖ π) < 1e-8.
