@@ -122,7 +122,7 @@ def gae(
     if reward.ndim != 2:
         raise ValueError(f"reward must be a table (B, T), not {tuple(reward.shape)}.")
     off = mask == 0
-    reward, value = reward.masked_fill(off, 0.0), value.masked_fill(off, 0.0)
+    value = value.masked_fill(off, 0.0)
     advantage = torch.zeros_like(reward + value)
     ahead = next_value = advantage.new_zeros(len(reward))
     for t in reversed(range(reward.shape[1])):
@@ -151,9 +151,10 @@ def leave_one_out(returns: Tensor) -> Tensor:
 
 
 def whiten(x: Tensor, mask: Tensor) -> Tensor:
-    """(x − mean) / standard deviation over the places where the mask is 1; 0 elsewhere.
+    """(x − mean) / (standard deviation + 10⁻⁸) over the places where the mask is 1; 0 elsewhere.
 
-    Where nothing varies it is 0. What stands where the mask is 0 is not read.
+    Where nothing varies it is 0, and noise of 10⁻⁸ is not blown up to 1. What stands where the mask
+    is 0 is not read.
 
     Raises: ValueError unless x is of floats and has the mask's shape, or where x² overflows.
     """

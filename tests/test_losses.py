@@ -226,3 +226,21 @@ def test_claim_whitening_is_over_the_mask_alone():
     ratio = (white[1, 2] - white[0, 0]) / (white[0, 1] - white[0, 0])
     assert ratio.item() == pytest.approx(6, abs=1e-4)
     assert losses.whiten(torch.full((1, 3), 4.0), torch.ones(1, 3)).tolist() == [[0.0] * 3]
+
+
+def test_claim_whitening_does_not_blow_up_noise():
+    """± d becomes ± d/(d + 10⁻⁸): a half where the deviation is 10⁻⁸, nearly 1 where it is 1."""
+    for d in (1e-8, 3e-8, 1e-3, 1.0):
+        x = torch.tensor([[-d, d]], dtype=torch.float64)
+        white = losses.whiten(x, torch.ones(1, 2))
+        assert white[0].tolist() == pytest.approx([-d / (d + 1e-8), d / (d + 1e-8)], rel=1e-6)
+
+
+def test_claim_an_endless_clip_is_no_clip():
+    """ε = ∞: ½ (V − G)² however far V has moved, and −ρ A whatever the ratio. `eq-value-loss`"""
+    value, old, target = (torch.tensor(x) for x in ([5.0, -7.0], [0.0, 1.0], [1.0, 2.0]))
+    loss = losses.value_clip(value, old, target, clip=math.inf)
+    assert loss.tolist() == [4**2 / 2, 9**2 / 2]
+    logp = torch.tensor([4.0, -4.0])
+    loss = losses.ppo_clip(logp, torch.zeros(2), torch.tensor([2.0, -3.0]), clip=math.inf)
+    assert loss.tolist() == pytest.approx([-2 * math.exp(4), 3 * math.exp(-4)])
