@@ -116,7 +116,7 @@ def enough_memory_for_float32(folders: Sequence[str], device: torch.device) -> b
             with safe_open(path, framework="pt") as file:
                 numbers += sum(math.prod(file.get_slice(k).get_shape()) for k in file.keys())  # noqa: SIM118
     free = free_memory(device)
-    return free is None or 4 * numbers * HEADROOM < free
+    return free is None or 4 * numbers * HEADROOM <= free
 
 
 def free_memory(device: torch.device) -> int | None:

@@ -1,6 +1,7 @@
 """The diagnosis of a run: each verdict on hand-made curves, the law behind it, its files."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from qlearn.findings.likelihood import (
     diagnose,
     read_metrics,
     run,
+    usable_lines,
     variance_of_margin,
 )
 
@@ -138,3 +140,100 @@ def test_claim_unreadable_metrics_are_named(tmp_path, text):
         write(tmp_path, "metrics.jsonl", text)
     with pytest.raises(InputError, match="neither metrics.jsonl nor" if not text else "cannot be"):
         read_metrics(str(tmp_path))
+
+
+@pytest.mark.parametrize("scale", [300.0, 2600.0, 1e4])
+def test_reference_variance_of_a_large_margin_by_its_series(scale):
+    """For Δ ~ N(0, s²), s large: margin = s √(2/π) − 4/(s √2π) · [π²/12 − 7π⁴/(240 s²) + …].
+
+    x tanh(x/2) = x − 2x/(eˣ + 1), and ∫ x/(eˣ + 1) = π²/12, ∫ x³/(eˣ + 1) = 7π⁴/120 over x > 0.
+    The bend of tanh lies within 1/s of 0, where a rule that does not look for it misses it.
+    """
+    bend = math.pi**2 / 12 - 7 * math.pi**4 / (240 * scale**2)
+    margin = scale * math.sqrt(2 / math.pi) - 4 * bend / (scale * math.sqrt(2 * math.pi))
+    assert variance_of_margin(margin) == pytest.approx(scale**2 / 2, rel=3e-9)
+
+
+def test_claim_a_margin_is_learned_beyond_two_standard_errors():
+    """The last two of six lines have margins m ± 0.2, so a standard error of 0.2."""
+    for margin, learned in ((0.3, False), (0.5, True)):
+        gaps = [9, 9, 9, 9, margin - 0.2, margin + 0.2]
+        log = [{"rewards/chosen": -1.0, "rewards/rejected": -1.0 - gap} for gap in gaps]
+        found = diagnose(log, beta=0.5)
+        assert found.numbers["margin"] == pytest.approx(margin)
+        assert found.numbers["margin_standard_error"] == pytest.approx(0.2)
+        assert (found.verdict != "not learning") == learned
+        assert (found.numbers["expected_mean"] < 0) == (found.numbers["expected_chosen"] != 0)
+        assert (found.numbers["expected_mean"] < 0) == learned
+
+
+@pytest.mark.parametrize(
+    ("after", "verdict"), [(100.9, "benign"), (101.1, "harmful"), (99.0, "benign")]
+)
+def test_claim_harm_is_a_rise_of_one_per_cent_of_the_nll(after, verdict):
+    found = diagnose(curve(-0.42, -1.05), beta=0.5, nll=(100.0, after))
+    assert found.verdict == verdict
+    assert (found.numbers["nll_before"], found.numbers["nll_after"]) == (100.0, after)
+    assert f"rose from 100 to {after:.3g} nats" in found.sentence or verdict == "benign"
+
+
+@pytest.mark.parametrize(
+    ("after", "verdict"), [(0.119, "benign"), (0.121, "harmful"), (0.05, "benign")]
+)
+def test_claim_harm_is_two_broken_samples_more_in_a_hundred(after, verdict):
+    found = diagnose(curve(-0.42, -1.05), beta=0.5, unreadable=(0.1, after))
+    assert found.verdict == verdict
+    assert f"rose from 10.0% to {after:.1%}" in found.sentence or verdict == "benign"
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rejected", "words"),
+    [
+        (-0.42, -1.05, "Chosen rewards fell to -0.42; they are 0.63 above rejected ones, which "
+                       "stand at -1.05. "),
+        (0.3, -0.4, "Chosen rewards rose to 0.3; they are 0.7 above rejected ones, which stand at "
+                    "-0.4. "),
+        (0.0, -1.0, "Chosen rewards rose to 0; they are 1 above rejected ones, which stand at "
+                    "-1. "),
+        (-0.5, -0.5, "Chosen rewards fell to -0.5; they cannot be told from rejected ones, which "
+                     "stand at -0.5. "),
+    ],
+)  # fmt: skip
+def test_claim_the_sentence_begins_with_where_the_curves_stand(chosen, rejected, words):
+    assert diagnose(curve(chosen, rejected, wobble=0.0), beta=0.5).sentence.startswith(words)
+
+
+def test_claim_lines_that_are_left_out_are_counted_and_the_first_is_named():
+    """With both rewards finite a line counts; with one of the two keys it is no line of rewards."""
+    good = {"step": 1, "rewards/chosen": 0.5, "rewards/rejected": -0.5}
+    half = {"step": 2, "rewards/chosen": 0.5}
+    nan, text = good | {"step": 3, "rewards/rejected": math.nan}, good | {"rewards/chosen": "1"}
+    assert usable_lines([good, half, {"loss": 1.0}]) == ([good], "")
+    lines, sentence = usable_lines([half, good, nan, text, good])
+    assert lines == [good, good]
+    assert sentence == (
+        " 2 of the log's 4 lines are left out, the first at step 3: its rewards/rejected is nan, "
+        "not a finite number."
+    )
+    del text["step"]
+    assert (
+        "the first at a line without a step: its rewards/chosen is a text"
+        in (usable_lines([text])[1])
+    )
+
+
+def test_claim_a_log_below_the_run_has_the_runs_own_beta(tmp_path):
+    """First the log's own directory speaks, then the run's; a file speaks for its directory."""
+    log = "".join(json.dumps(line) + "\n" for line in curve(-0.42, -1.05))
+    state = json.dumps({"log_history": curve(-0.42, -1.05)})
+    write(tmp_path / "a" / "deep", "trainer_state.json", state)
+    write(tmp_path / "a", "qlearn.yaml", "beta: 0.25\n")
+    assert run(DiagnoseConfig(run_dir=str(tmp_path / "a"))).numbers["beta"] == 0.25
+    write(tmp_path / "a" / "deep", "qlearn.yaml", "beta: 0.75\n")
+    assert run(DiagnoseConfig(run_dir=str(tmp_path / "a"))).numbers["beta"] == 0.75
+    write(tmp_path / "b", "metrics.jsonl", log)
+    file = str(tmp_path / "b" / "metrics.jsonl")
+    with pytest.raises(InputError, match=r"b has neither qlearn\.yaml nor .*; pass the run's with"):
+        run(DiagnoseConfig(run_dir=file))
+    write(tmp_path / "b", "qlearn.yaml", "beta: 0.5\n")
+    assert run(DiagnoseConfig(run_dir=file)).numbers["beta"] == 0.5

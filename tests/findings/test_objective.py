@@ -255,3 +255,26 @@ def test_claim_a_checkpoint_inside_a_run_has_the_runs_file(saved, tmp_path):
     shutil.copy(os.path.join(run, "training_args.bin"), os.path.join(run, "other"))
     (tmp_path / "run" / "other" / "qlearn.yaml").write_text("model: x\n")  # silent: TRL's is read
     assert objective_of(os.path.join(run, "other")).beta == 0.3
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ("ipo", "loss_type ipo,"),
+        (["sigmoid", "sft"], "loss_type sigmoid + sft,"),
+        ([], "loss_type [],"),
+        (["sigmoid", {}], "loss_type of the kind list,"),
+        (["sigmoid"] * 6, "loss_type of the kind list,"),
+        (10**18, f"loss_type {10**18},"),
+        (-(10**18), f"loss_type -{10**18},"),
+        (10**18 + 1, "loss_type of the kind int,"),
+        ("x" * 39, f"loss_type {'x' * 39},"),
+        ("x" * 40, "loss_type of the kind str,"),
+        ("", "loss_type of the kind str,"),
+        ({"a": 1}, "loss_type of the kind dict,"),
+    ],
+    ids=str,
+)
+def test_claim_a_setting_is_told_in_few_words_or_by_its_kind(saved, value, words):
+    problem = objective_of(saved(DPOConfig(loss_type=value))).problem
+    assert f"says {words} which is not DPO's plain sigmoid loss" in problem

@@ -1,10 +1,12 @@
 """What half precision does to a log-ratio: the noise is measured against float32, and is real."""
 
 import copy
+import io
 import math
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from qlearn.findings import precision
 from qlearn.findings.precision import log_ratio_noise, lower, with_prompts
@@ -80,6 +82,66 @@ def test_claim_memory_decides_for_float32(model, tokenizer, tmp_path, monkeypatc
     assert precision.enough_memory_for_float32(["org/name"], torch.device("cpu"))
 
 
-def test_claim_free_memory_is_a_number_of_bytes_or_unknown():
-    free = precision.free_memory(torch.device("cpu"))
-    assert free is None or free > 2**20
+def test_claim_weights_fit_where_they_just_fit(tmp_path, monkeypatch):
+    """Five numbers in two files and two directories: 4 · 5 · 1.2 = 24 bytes."""
+    for name, n in (("one", 2), ("two", 3)):
+        (tmp_path / name).mkdir()
+        save_file({"w": torch.zeros(n)}, tmp_path / name / "model.safetensors")
+    folders = [str(tmp_path / name) for name in ("one", "two")]
+    for free, fits in ((24, True), (23, False)):
+        monkeypatch.setattr(precision, "free_memory", lambda device, free=free: free)
+        assert precision.enough_memory_for_float32(folders, torch.device("cpu")) is fits
+
+
+def test_claim_free_memory_is_what_the_machine_says_in_bytes(monkeypatch):
+    """1024 bytes to a kB of /proc/meminfo, what CUDA calls free, or None."""
+    text = "MemTotal: 900 kB\nMemFree: 5 kB\nMemAvailable: 7 kB\nHugePages_Total: 0\n"
+
+    def opened(answer):
+        def fake(path, **_):
+            assert path == "/proc/meminfo"
+            if isinstance(answer, OSError):
+                raise answer
+            return io.StringIO(answer)
+
+        monkeypatch.setattr(precision, "open", fake, raising=False)
+        return precision.free_memory(torch.device("cpu"))
+
+    assert opened(text) == 7 * 1024
+    for odd in (OSError(), "MemTotal: 900 kB\n", "MemAvailable: many kB\n"):
+        assert opened(odd) is None
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (5, 9))
+    assert precision.free_memory(torch.device("cuda")) == 5
+
+
+def test_claim_biased_errors_add_up_as_the_tokens_do(monkeypatch):
+    """Errors of + 0.1 in a row of 4 and of 2 tokens: sums 0.4 and 0.2, not 0.1 √T.
+
+    Σ²/T is 0.04 and 0.02, their mean 0.03; at the mean length of 3 a sum is √(0.03 · 3) off.
+    """
+    rows = [([1], [1, 1, 1, 1]), ([2], [1, 1])]
+    exact = [torch.zeros(4).double(), torch.zeros(2).double()]
+    monkeypatch.setattr(
+        precision, "_logps",
+        lambda model, rows, dtype: [
+            x + (0.1 if (model, dtype) == ("policy", torch.bfloat16) else 0.0) for x in exact
+        ],
+    )  # fmt: skip
+    noise = log_ratio_noise("policy", "reference", rows, torch.bfloat16, at_least=1)
+    assert (noise.n_tokens, noise.length) == (6, 3)
+    assert (noise.std, noise.p95) == pytest.approx((0.1, 0.1))
+    assert noise.sum_std == pytest.approx(math.sqrt(0.03 * 3))
+
+
+@pytest.mark.parametrize("n", [4, 5])
+def test_claim_every_row_is_read_once_in_batches(model, monkeypatch, n):
+    """Batches of two, the last full or not: each row's log π is that of the row alone."""
+    monkeypatch.setattr(precision, "BATCH", 2)
+    rows = [([5, 6], list(range(20, 22 + i))) for i in range(n)]
+    read = precision._logps(model, rows, torch.float32)
+    assert len(read) == n
+    for row, logp in zip(rows, read, strict=True):
+        with torch.no_grad():
+            alone, _ = completion_logps(model, collate([row]))
+        assert logp.dtype == torch.float64
+        assert logp.tolist() == pytest.approx(alone[0].tolist(), abs=1e-5)

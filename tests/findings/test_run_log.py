@@ -43,6 +43,7 @@ def test_claim_our_log_goes_before_trls(tmp_path):
         ("trainer_state.json", b"null", "holds null"),
         ("trainer_state.json", b"{}", "has no log_history"),
         ("trainer_state.json", b'{"log_history": [1]}', "has no log_history"),
+        ("trainer_state.json", b'{"log_history": [{}, 1]}', "has no log_history"),
         ("trainer_state.json", b"[" * 100_000, "cannot be read as JSON"),
         ("trainer_state.json", b'{"log_history": ' + b"9" * 5000 + b"}", "cannot be read"),
     ],
