@@ -55,7 +55,7 @@ def paired_bootstrap(
     """
     check_number("level", level, above=0, below=1)
     difference = np.subtract(*_pairs(first, second))
-    if np.ptp(difference) == 0 or difference.std() == 0:  # BCa divides by the spread
+    if np.ptp(difference) == 0 or difference.var() == 0:  # BCa divides by the spread
         return Interval(*(float(difference[0]),) * 3, level)
     found = bootstrap(
         (difference,), np.mean, confidence_level=level, n_resamples=RESAMPLES,
@@ -142,8 +142,8 @@ def hodges_lehmann(differences: Sequence[float], level: float = 0.95) -> Interva
         raise ValueError(f"The exact interval needs 2 to 50 differences, not {n}.")
     i, j = np.triu_indices(n)
     walsh = np.sort((x[i] + x[j]) / 2)
-    # counts[w]: how many of the 2^n sign patterns give the rank sum w
-    counts = np.zeros(n * (n + 1) // 2 + 1)
+    # counts[w]: how many of the 2^n sign patterns give the rank sum w, at most len(walsh)
+    counts = np.zeros(len(walsh) + 1)
     counts[0] = 1
     for rank in range(1, n + 1):
         counts[rank:] = counts[rank:] + counts[:-rank]
@@ -240,7 +240,7 @@ def equivalent(
     check_number("level", level, above=0, below=1)
     a, b = _pairs(first, second)
     difference = np.subtract(a, b, dtype=float)
-    if np.ptp(difference) == 0 or difference.std() == 0:  # the t-test would divide by no spread
+    if np.ptp(difference) == 0 or difference.var() == 0:  # the t-test would divide by no spread
         p = float(np.sign(abs(difference[0]) - margin) + 1) / 2
         return p < level, p
     below = ttest_rel(a, b - margin, alternative="greater").pvalue  # is first − second > −margin?

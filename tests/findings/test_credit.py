@@ -1,7 +1,11 @@
 """Token credit and Eq. 16 against the plain way."""
 
+import math
+
+import numpy as np
 import pytest
 import torch
+from scipy.stats import rankdata
 
 from qlearn.findings.credit import Credit, agreement, one_step_map, token_credit
 from qlearn.findings.likelihood import log_ratio_and_kl
@@ -87,6 +91,31 @@ def test_claim_agreement_is_1_for_the_truth_and_0_for_noise():
     noise = torch.randn(200, 8, generator=generator).tolist()
     false = agreement([credit(row) for row in noise], truths)
     assert abs(false["spearman_facts"]) < 0.12 and abs(false["pearson_all"]) < 0.1
+
+
+def test_claim_the_ceiling_is_what_a_normal_error_of_two_hundredths_leaves():
+    """For normal advantages of deviation d the error leaves a correlation ρ = d/√(d² + 0.02²).
+
+    The rank correlation of normal numbers is 6/π arcsin(ρ/2). In the small, the ranks by hand,
+    with the one error that every ceiling is measured with.
+    """
+    d = 0.02
+    exact = d * torch.randn(20_000, generator=torch.Generator().manual_seed(3))
+    x = Credit(exact, exact, exact, exact, exact)
+    truth = [{"kind": "slip", "advantage": a} for a in exact.tolist()]
+    rho = d / math.hypot(d, 0.02)
+    ceiling = agreement([x], [truth])["spearman_ceiling"]
+    assert ceiling == pytest.approx(6 / math.pi * math.asin(rho / 2), abs=0.01)
+
+    kinds, advantages = ["right", "fixed", "slip", "habit"], [0.01, 5.0, 0.0, 0.02]
+    error = 0.02 * np.random.default_rng(0).standard_normal(4)  # of all tokens, facts or not
+    ranks = rankdata((np.array(advantages) + error)[[0, 2, 3]])
+    small = torch.tensor(advantages)
+    found = agreement([Credit(*[small] * 5)], [
+        [{"kind": k, "advantage": a} for k, a in zip(kinds, advantages, strict=True)]
+    ])  # fmt: skip
+    assert found["spearman_ceiling"] == pytest.approx(np.corrcoef(ranks, [2, 1, 3])[0, 1])
+    assert found["spearman_facts"] == pytest.approx(1) and found["facts"] == 3
 
 
 def test_claim_intervals_are_students_over_seeds():

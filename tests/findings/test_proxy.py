@@ -25,6 +25,9 @@ def test_eq_14_one_formula_for_eft_proxy_tuning_and_dera(model, other, tokenizer
     assert torch.allclose(logp(proxy.tilted(base, model, other, 0.0)), logp(base), atol=1e-4)
     dera = proxy.tilted(other, model, other, 1.0)
     assert len(dera.models) == 2 and torch.allclose(logp(dera), logp(model), atol=1e-4)
+    for alpha in (0.0, 0.5, 2.0):  # two passes, the same formula
+        expected = (logp(other) + alpha * lent).log_softmax(-1)
+        assert torch.allclose(logp(proxy.tilted(other, model, other, alpha)), expected, atol=1e-4)
 
 
 def test_claim_a_padded_table_is_lawful(model, other, tokenizer):

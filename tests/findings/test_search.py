@@ -1,10 +1,16 @@
 """`qlearn search` as a newcomer meets it: every decoder, a file or a world, wrong input."""
 
 import json
+import re
+from statistics import fmean
 
 import pytest
+import torch
 
 from qlearn import cli
+from qlearn.errors import InputError
+from qlearn.findings import search as search_module
+from qlearn.findings.search import SearchConfig, beta_of, load_policy
 from qlearn.lm.models import load_model
 from qlearn.lm.tokenizers import load_tokenizer
 
@@ -130,3 +136,90 @@ def test_claim_files_without_usable_prompts_are_named(search, write_jsonl):
     path = write_jsonl("b.jsonl", [{"prompt": "POST:"}])
     code, err = search("--data", path, "--decoder", "guided")
     assert code == 2 and "needs --guide outside an embedded world" in err
+
+
+def test_claim_each_line_and_the_means_are_what_the_models_say(search, models, tokenizer):
+    """log_ratio is log π − log π_ref of the tokens written, by plain passes; the means on screen.
+
+    Rewards are the world's own, and `ended` counts as 0 or 1.
+    """
+    out, rows = search(
+        "--data", "slots", "--max-prompts", "3", "--seed", "4", "--reference", models / "reference"
+    )
+    policy, reference = (load_model(str(models / x), tokenizer) for x in ("policy", "reference"))
+
+    def logp(model, prompt, response):
+        with torch.no_grad():
+            logits = model(torch.tensor([prompt + response])).logits[0].log_softmax(-1)
+        return sum(logits[len(prompt) - 1 + k, a].item() for k, a in enumerate(response))
+
+    for row in rows:
+        prompt, response = tokenizer([row["prompt"], row["text"]]).input_ids
+        if row["ended"]:
+            response = [*response, tokenizer.eos_token_id]
+        assert len(response) == row["length"]
+        p, ref = (logp(m, prompt, response) for m in (policy, reference))
+        assert row["logp"] == pytest.approx(p, abs=1e-3)
+        assert row["log_ratio"] == pytest.approx(p - ref, abs=1e-3)
+        assert abs(row["log_ratio"]) > 1e-2 and abs(ref) > 1
+    shown = dict(re.findall(r"(\w+) (-?\d+\.\d{3})(?=[,\n])", out.split("means: ")[1]))
+    names = ["length", "ended", "score", "logp", "log_ratio", "reward"]
+    assert list(shown) == names
+    for name in names:
+        assert float(shown[name]) == pytest.approx(fmean(row[name] for row in rows), abs=6e-4)
+
+
+def test_claim_beta_is_the_guides_own_or_a_worlds(tmp_path):
+    """None where no β is read; 0.1 for an embedded world's truth; a guide's file, or a sentence."""
+
+    def beta(**settings):
+        return beta_of(SearchConfig(policy="p", data="slots", **settings))
+
+    assert beta(decoder="sample") is beta(decoder="beam") is beta(decoder="greedy") is None
+    assert beta(decoder="guided") == beta(decoder="mcts") == 0.1
+    (tmp_path / "qlearn.yaml").write_text("beta: 0.7\n")
+    assert beta(decoder="guided", guide=str(tmp_path)) == 0.7
+    (tmp_path / "qlearn.yaml").write_text("beta: 0.7\nloss_type: ipo\n")
+    with pytest.raises(InputError, match=r"loss_type ipo.*pass --beta to search"):
+        beta(decoder="guided", guide=str(tmp_path))
+
+
+def test_claim_a_guide_without_a_given_beta_searches_at_its_own(search, models, monkeypatch):
+    """The β of the guide's file reaches the forecast; one that is given goes before it."""
+    used = []
+    real = search_module.implied_forecast
+
+    def watched(guide, policy, beta, *rest):
+        used.append(beta)
+        return real(guide, policy, beta, *rest)
+
+    monkeypatch.setattr(search_module, "implied_forecast", watched)
+    (models / "reference" / "qlearn.yaml").write_text("beta: 0.7\n")
+    try:
+        flags = ["--data", "slots", "--max-prompts", "1", "--decoder", "guided",
+                 "--guide", models / "reference"]  # fmt: skip
+        search(*flags)
+        search(*flags, "--beta", "0.3")
+    finally:
+        (models / "reference" / "qlearn.yaml").unlink()
+    assert used == [0.7, 0.3]
+
+
+def test_claim_a_pair_tilts_a_third_model_or_the_policy_itself(models, tokenizer, save_models):
+    """base + α (tuned − untuned): three models, or two where the untuned one is the policy."""
+    save_models(models, third=3)
+    base, tuned, third = (load_model(str(models / x), tokenizer)
+                          for x in ("policy", "reference", "third"))  # fmt: skip
+    ids = torch.tensor([[5, 6, 7]])
+    for untuned, model, n in (("third", third, 3), ("policy", base, 2)):
+        config = SearchConfig(
+            policy=str(models / "policy"), data="slots", tuned=str(models / "reference"),
+            untuned=str(models / untuned), alpha=0.5, device="cpu",
+        )  # fmt: skip
+        mixture = load_policy(config, tokenizer)
+        assert len(mixture.models) == n
+        with torch.no_grad():
+            logs = [m(ids).logits[0, -1].log_softmax(-1) for m in mixture.models]
+            b, t, u = (m(ids).logits[0, -1].log_softmax(-1) for m in (base, tuned, model))
+        expected = (b + 0.5 * (t - u)).log_softmax(-1)
+        assert torch.allclose(mixture.combine(*logs), expected, atol=1e-4)

@@ -214,6 +214,9 @@ def test_claim_a_share_over_runs_covers_near_its_end():
         (lambda: stats.cluster_bootstrap(np.mean, [[1.0, 2.0]], [0]), "one row each"),
         (lambda: stats.equivalent([1, 2], [1, 2], 0), "must be positive"),
         (lambda: stats.least_p(0), "at least one pair"),
+        (lambda: stats.share(3, 2), "0 ≤ count ≤ n and n ≥ 1, not 3 of 2"),
+        (lambda: stats.share(-1, 2), "not -1 of 2"),
+        (lambda: stats.share(0, 0), "not 0 of 0"),
         (lambda: stats.share_over_runs(0.5, 0.1, 1), "at least 2 runs"),
         (lambda: stats.share_over_runs(1.5, 0.1, 5), "a mean in"),
     ],
@@ -221,3 +224,37 @@ def test_claim_a_share_over_runs_covers_near_its_end():
 def test_claim_bad_input_is_named(call, sentence):
     with pytest.raises(ValueError, match=sentence):
         call()
+
+
+def test_bug_differences_that_end_at_zero_are_not_alike():
+    """0, −1 and −2: the largest is 0, and the mean is −1, with a spread."""
+    first, second = [0.0, 0.0, 0.0], [0.0, 1.0, 2.0]
+    found = stats.paired_bootstrap(first, second)
+    assert found.estimate == -1 and found.low < -1 < found.high
+    # t = (−1 + 1.5)/(1/√3): by Student's law with two degrees of freedom
+    verdict, p = stats.equivalent(first, second, 1.5)
+    assert not verdict and p == pytest.approx(t.sf(0.5 * math.sqrt(3), 2))
+
+
+@pytest.mark.filterwarnings("error")
+def test_claim_differences_whose_squares_vanish_are_alike():
+    """1e-200 and 2e-200 differ, and their variance is 0 in float64: no division by it."""
+    found = stats.paired_bootstrap([1e-200, 2e-200], [0.0, 0.0])
+    assert all(0 < x < 3e-200 for x in found[:3])
+    assert stats.equivalent([1e-200, 2e-200], [0.0, 0.0], 0.5) == (True, 0.0)
+
+
+def test_claim_clusters_are_drawn_as_often_as_is_asked():
+    """Seven draws and the sample itself; the ends are the quantiles of the seven."""
+    x, calls = np.array([1.0, 2.0, 4.0, 8.0]), []
+
+    def total(rows):
+        calls.append(rows.sum())
+        return calls[-1]
+
+    found = stats.cluster_bootstrap(total, [x], [0, 0, 1, 1], resamples=7, level=0.5)
+    assert len(calls) == 8 and calls[-1] == found.estimate == 15
+    assert set(calls[:7]) <= {6.0, 15.0, 24.0}  # {0, 0}, {0, 1}, {1, 1}: whole clusters
+    assert (found.low, found.high) == tuple(np.quantile(calls[:7], [0.25, 0.75]))
+    one = stats.cluster_bootstrap(np.sum, [x], [0, 0, 1, 1], resamples=1)
+    assert one.low == one.high
