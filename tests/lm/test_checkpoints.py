@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification
+from transformers.utils import logging
 
 from qlearn import cli
 from qlearn.errors import InputError
@@ -363,3 +364,26 @@ def test_claim_three_names_are_shown_and_the_others_counted(keys, names):
 )
 def test_claim_what_to_do_follows_from_the_names_that_are_there(unexpected, remedy):
     assert remedy in pretrained._remedy(unexpected)
+
+
+def test_claim_buffers_of_older_versions_are_no_weights_too_many():
+    """Of any architecture, where transformers itself reports them; a weight beside them is told."""
+    names = ("inv_freq", "masked_bias", "attn.bias", "attention.bias", "causal_mask",
+             "cos_cached", "sin_cached", "position_ids")  # fmt: skip
+    buffers = [f"h.0.{name}" for name in names]
+    report = {"missing_keys": [], "mismatched_keys": [], "unexpected_keys": buffers}
+    pretrained._check_report(report, "x", "language model")
+    report["unexpected_keys"] = [*buffers, "h.0.attn.bias.weight"]
+    with pytest.raises(InputError, match=r"no place for, h\.0\.attn\.bias\.weight; leaving"):
+        pretrained._check_report(report, "x", "language model")
+
+
+def test_claim_transformers_says_as_much_after_a_model_was_read_as_before(saved, tokenizer):
+    before = logging.get_verbosity()
+    try:
+        for level in (logging.INFO, logging.ERROR):
+            logging.set_verbosity(level)
+            load_model(str(saved), tokenizer)
+            assert logging.get_verbosity() == level
+    finally:
+        logging.set_verbosity(before)

@@ -225,6 +225,9 @@ def test_claim_data_check_allows_what_is_usual_where_nothing_is_said(write_jsonl
     check.run(check.CheckConfig(data=path, tokenizer="slots"))
     out = capsys.readouterr().out
     assert "usable rows: 99" in out and "most 2045" in out
+    path = write_jsonl("f.jsonl", [*rows, GOOD | {"prompt": ""}, GOOD | {"chosen": ""}])
+    with pytest.raises(InputError, match=r"2 of 100 rows .* more than --max-quarantine 0\.01"):
+        check.run(check.CheckConfig(data=path))
     path = write_jsonl("f.jsonl", [GOOD, {"prompt": "nurse " * 2046} | {
         "chosen": " Torn Torn", "rejected": " Torn"}])  # fmt: skip
     with pytest.raises(

@@ -381,6 +381,8 @@ def test_claim_the_end_of_text_is_no_part_of_a_text(model, tokenizer):
         model.get_output_embeddings().weight[tokenizer.eos_token_id] = 2.0
     (found,) = decode(model, tokenizer, ["POST:"], how)
     assert (found.text, found.tokens, found.ended) == ("", [tokenizer.eos_token_id], True)
+    how = Decoding(decoder="greedy", max_new_tokens=1)
+    assert decode(model, tokenizer, ["POST:"], how)[0].ended  # with the last token that it may have
 
 
 def test_claim_the_longest_prompt_and_the_least_context_decide(model, tokenizer):
@@ -439,3 +441,12 @@ def test_claim_a_cursor_is_float32_behind_a_body_of_half_precision(model):
     logp = Cursor(model.bfloat16(), [[5, 6, 7]], 200).logp
     assert logp.dtype == torch.float32 and logp.shape == (1, 200)
     assert abs(logp.exp().sum() - 1) < 1e-5
+
+
+@pytest.mark.parametrize("text", [" late", "late", " late \n"])
+def test_claim_a_text_keeps_the_spaces_that_its_tokens_bring(text, monkeypatch):
+    tokenizer = FAMILIES["gpt2"]()
+    tokens = tokenizer(text).input_ids
+    monkeypatch.setattr("qlearn.lm.decode.draw", lambda *_: [(tokens, 0.0)])
+    (found,) = decode(tiny_llama(tokenizer), tokenizer, ["Is it"], Decoding(max_new_tokens=8))
+    assert found.text == text and found.tokens == tokens

@@ -143,3 +143,14 @@ def test_claim_rows_are_scored_in_order_of_length(model, monkeypatch):
     assert [[(len(p), len(c)) for p, c in part] for part in batches] == [
         [(2, 2), (5, 1)], [(7, 1), (1, 9)], [(3, 8), (9, 3)],
     ]  # fmt: skip
+
+
+def test_claim_the_heads_bias_counts(model):
+    """Phi and GPT-J have one; it is in transformers' own logits, and here."""
+    head = model.get_output_embeddings()
+    draws = torch.Generator().manual_seed(0)
+    head.bias = torch.nn.Parameter(torch.randn(head.weight.shape[0], generator=draws))
+    logp, _ = completion_logps(model, collate(ROWS))
+    for row, (prompt, completion) in zip(logp, ROWS, strict=True):
+        expected = plain_logps(model, prompt, completion).float()
+        assert torch.allclose(row[: len(completion)], expected, atol=1e-5)

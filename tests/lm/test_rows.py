@@ -140,7 +140,11 @@ def test_claim_parquet_columns_of_any_type_are_read(tmp_path):
     path = parquet(tmp_path / "ROWS.PARQUET", **texts, **odd)
     rows = read_rows(path, PREFERENCE_COLUMNS)
     assert rows[2] == (3, GOOD | {"raw": None, "deep": None, "when": None})
-    talk = parquet(tmp_path / "talk.parquet", **{key: [value] for key, value in TALK.items()})
+    more = {"tools": "[]", "chat_template_kwargs": {"mood": "torn"}}
+    talk = parquet(
+        tmp_path / "talk.parquet", **{key: [value] for key, value in (TALK | more).items()}
+    )
+    assert read_rows(talk, PREFERENCE_COLUMNS) == [(1, TALK | more)]
     examples, faults = encode(
         read_rows(talk, PREFERENCE_COLUMNS), PREFERENCE_COLUMNS, families.qwen(), 64
     )

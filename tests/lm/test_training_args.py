@@ -1,6 +1,7 @@
 """TRL's training_args.bin is read and never run; an odd file is refused."""
 
 import contextlib
+import enum
 import os
 import pickle
 import zipfile
@@ -83,3 +84,16 @@ def test_claim_values_that_the_stack_does_not_hold_are_refused(pickled):
     with pytest.raises(ValueError, match="The stack is too short"):
         describe(pickled)
     assert describe(b"K\x01K\x02\x86.") == (1, 2) and describe(b"(K\x01\x85t.") == ((1,),)
+
+
+class Divergence(enum.Enum):
+    REVERSE_KL = "reverse_kl"
+
+
+def test_claim_a_member_of_an_enumeration_is_its_value(tmp_path):
+    """As TRL's f_divergence_type; an object with settings of its own stays one."""
+    path = str(tmp_path / "training_args.bin")
+    torch.save(DPOConfig(f_divergence_type=Divergence.REVERSE_KL, inner=DPOConfig(beta=1)), path)
+    name, settings = read_training_args(path)
+    assert name == "DPOConfig" and settings["f_divergence_type"] == "reverse_kl"
+    assert settings["inner"].state == {"beta": 1}
